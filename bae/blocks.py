@@ -1,0 +1,117 @@
+"""The blocks of a completion: what they are (Block) and where they lie in a text (find_spans). Pure text.
+
+A block is a run of consecutive tagged sections. The blocks, in order, cut a completion into contiguous pieces
+(paper, section 3): each ends with the closing tag of its last section, the last one reaches to the end. So
+whatever follows `</answer>`, be it `<analysis>` or an early stop, is a decision of the next block.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Block:
+    """One block of the completion's format.
+
+    name: how objectives refer to it.
+    sections: tag names in the order in which they must appear; none means "whatever comes" (last block only).
+    weight: w_k of the loss.
+    """
+
+    name: str
+    sections: tuple[str, ...]
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Section:
+    """The text between one pair of tags."""
+
+    tag: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Spans:
+    """Where the K blocks of one completion lie.
+
+    starts: K offsets, the first 0; block k is text[starts[k]:starts[k + 1]], the last found one reaches to the
+        end. A block that was never reached has no entry, so len(starts) <= K.
+    well_formed: K flags; a block is well formed if each of its sections was opened and closed once, in order.
+    sections: the sections that were read before the format broke, if it did.
+    """
+
+    starts: tuple[int, ...]
+    well_formed: tuple[bool, ...]
+    sections: tuple[Section, ...]
+
+
+def make_blocks(schema: Mapping[str, Iterable[str] | Mapping]) -> tuple[Block, ...]:
+    """Blocks from plain data: {name: [tag, …]} or {name: {sections: [tag, …], weight: w}}.
+
+    Raises ValueError for a schema under which blocks could overlap or never end.
+    """
+    blocks = []
+    for name, value in schema.items():
+        options = dict(value) if isinstance(value, Mapping) else {"sections": value}
+        unknown = options.keys() - {"sections", "weight"}
+        if unknown:
+            raise ValueError(f"objectives.blocks.{name}: unknown option {sorted(unknown)[0]!r}; known: sections, weight")
+        blocks.append(Block(name, tuple(options["sections"]), float(options.get("weight", 1.0))))
+    _check(blocks)
+    return tuple(blocks)
+
+
+def _check(blocks: Sequence[Block]) -> None:
+    if not blocks:
+        raise ValueError("objectives.blocks is empty; name at least one block, e.g. completion: [reasoning, answer]")
+    owner: dict[str, str] = {}
+    for block in blocks:
+        if not block.sections and block is not blocks[-1]:
+            raise ValueError(f"objectives.blocks.{block.name} has no tags and so never ends; only the last block may")
+        for tag in block.sections:
+            if not re.fullmatch(r"\w+", tag):
+                raise ValueError(f"objectives.blocks.{block.name}: tag {tag!r} is not a word; write it without < and >")
+            if owner.setdefault(tag, block.name) != block.name:
+                raise ValueError(
+                    f"objectives.blocks: tag {tag!r} stands in {owner[tag]} and in {block.name}, so the two overlap; "
+                    "name it in one of them"
+                )
+
+
+def find_spans(text: str, blocks: Sequence[Block]) -> Spans:
+    """Find the blocks by their tags, in one pass, whatever the text.
+
+    The tags of the format must come once each, in order, unnested; any text may stand around the sections. At the
+    first tag that is missing, repeated, nested or out of order, the block in which it was met is malformed and
+    takes the rest of the text; later blocks are then absent.
+    """
+    tags = {tag for block in blocks for tag in block.sections}
+    found = list(re.finditer(rf"<(/?)({'|'.join(map(re.escape, tags))})>", text)) if tags else []
+    starts, well_formed, sections, used = [0], [], [], 0
+    for block in blocks:
+        pairs = [found[i : i + 2] for i in range(used, used + 2 * len(block.sections), 2)]
+        good = 0
+        for tag, pair in zip(block.sections, pairs, strict=True):
+            if [m.groups() for m in pair] != [("", tag), ("/", tag)]:
+                break
+            sections.append(Section(tag, text[pair[0].end() : pair[1].start()]))
+            good += 1
+        used += 2 * good
+        last = block is blocks[-1]
+        complete = good == len(block.sections) and not (last and block.sections and used < len(found))
+        well_formed.append(complete)
+        if last or not complete:
+            break
+        starts.append(found[used - 1].end())
+    return Spans(tuple(starts), tuple(well_formed) + (False,) * (len(blocks) - len(well_formed)), tuple(sections))
+
+
+def parse_confidence(text: str) -> float | None:
+    """The number in [0, 1] that `text` is, else None ("1.7", "NaN", "85%", "1e-1" and long digit strings are not)."""
+    stripped = text.strip()
+    if not re.fullmatch(r"[0-9]{1,3}(\.[0-9]{0,12})?|\.[0-9]{1,12}", stripped):
+        return None
+    value = float(stripped)
+    return value if value <= 1.0 else None

@@ -1,0 +1,68 @@
+"""Checkpoints to resume from, and the finished policy as anyone can load it."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.callbacks import Checkpoint
+
+from bae.batch import RolloutBatch
+from bae.rollout.pipeline import Pipeline
+
+
+class Checkpoints(Checkpoint):
+    """Saves `<folder>/checkpoints/step_000050.ckpt` every `every` steps, keeping the newest `keep`, and after the
+    last step `<folder>/policy` (safetensors, configuration, tokenizer), which goes to the loggers too.
+
+    It is a Lightning `Checkpoint`, so it runs after all other callbacks and sees what they changed.
+    """
+
+    def __init__(self, pipeline: Pipeline, folder: str, every: int, keep: int, log_policy: bool = True):
+        self.policy = pipeline.policy
+        self.folder = Path(folder)
+        self.every = every
+        self.keep = keep
+        self.log_policy = log_policy
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: RolloutBatch, batch_idx: int
+    ) -> None:
+        done = batch.step + 1
+        if done % self.every and done != trainer.num_training_batches:
+            return
+        trainer.save_checkpoint(self.folder / "checkpoints" / f"step_{done:06d}.ckpt")
+        if trainer.is_global_zero:
+            for old in saved_checkpoints(self.folder)[: -self.keep]:
+                old.unlink()
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        if trainer.is_global_zero and trainer.num_training_batches:
+            self.policy.save(self.folder / "policy")
+            for logger in trainer.loggers:
+                if self.log_policy and hasattr(logger, "log_folder"):
+                    logger.log_folder(self.folder / "policy")
+
+
+def saved_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of a run, oldest first."""
+    return sorted((folder / "checkpoints").glob("step_*.ckpt"))
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the target and renames: a run killed while saving leaves the previous checkpoint whole.
+
+    Lightning's own goes through $TMPDIR, which may be another file system, where a move is a copy.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_suffix(".partial")
+        with open(partial, "wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, target)

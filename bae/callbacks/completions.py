@@ -1,0 +1,55 @@
+"""A table of sampled completions in MLflow, so that a person can read what the policy writes."""
+
+from typing import Any
+
+import lightning as L
+import torch
+
+from bae.batch import RolloutBatch
+from bae.rollout.pipeline import Pipeline
+
+
+class CompletionTable(L.Callback):
+    """Logs `rows` completions of the first and of every `every`-th step: prompt, text, blocks, answer, confidence,
+    verdict, and each objective's reward and advantage."""
+
+    def __init__(self, pipeline: Pipeline, every: int, rows: int):
+        self.pipeline = pipeline
+        self.every = every
+        self.rows = rows
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: RolloutBatch, batch_idx: int
+    ) -> None:
+        if trainer.is_global_zero and (batch.step == 0 or (batch.step + 1) % self.every == 0):
+            table = self._table(batch)
+            for logger in trainer.loggers:
+                if hasattr(logger, "log_completions"):
+                    logger.log_completions(table, step=batch.step + 1)
+
+    def _table(self, batch: RolloutBatch) -> dict[str, list]:
+        samples, scored = batch.rolled_out()
+        scorer = self.pipeline.scorer
+        chosen = scored.completions[: self.rows]
+        table: dict[str, list] = {
+            "step": [batch.step + 1] * len(chosen),
+            "prompt": [c.problem.question for c in chosen],
+            "text": [c.text for c in chosen],
+        }
+        for k, block in enumerate(scorer.blocks):
+            ids = [samples.completion_ids[n][scored.block_of[n] == k] for n in range(len(chosen))]
+            table[f"block/{block.name}"] = [self.pipeline.policy.tokenizer.decode(row) for row in ids]
+        table |= {
+            "answer": [next((s.content for s in c.sections if s.tag == "answer"), None) for c in chosen],
+            "reference": [c.problem.answer for c in chosen],
+            "verdict": [c.verdicts[0].value if c.verdicts else "none" for c in chosen],
+            "confidence": [c.confidence for c in chosen],
+        }
+        for j, objective in enumerate(scorer.objectives):
+            table[f"reward/{objective.name}"] = _column(scored.rewards, j, len(chosen))
+            table[f"advantage/{objective.name}"] = _column(batch.weighed().per_objective, j, len(chosen))
+        return table
+
+
+def _column(values: torch.Tensor, j: int, rows: int) -> list[float]:
+    return [round(v, 4) for v in values[:rows, j].tolist()]

@@ -1,0 +1,66 @@
+"""Every `train/`, `time/` and `perf/` metric. What each one means: docs/metrics.md."""
+
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from bae.batch import RolloutBatch, Scored
+from bae.distributed import gather
+from bae.metrics import calibration
+from bae.rollout.pipeline import Pipeline
+from bae.verifier import Verdict
+
+
+class Telemetry(L.Callback):
+    """Measures the batch over all ranks, logs it, and shows rewards and ECE on the progress bar."""
+
+    def __init__(self, pipeline: Pipeline):
+        self.objectives = [objective.name for objective in pipeline.scorer.objectives]
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: RolloutBatch, batch_idx: int
+    ) -> None:
+        samples, scored = batch.rolled_out()
+        present = gather(trainer, scored.present)
+        advantages = gather(trainer, batch.weighed().per_objective)
+        metrics = completion_metrics(trainer, scored, self.objectives)
+        for j, name in enumerate(self.objectives):
+            mine = advantages[present[:, j], j]
+            metrics[f"advantage_std/{name}"] = mine.std(correction=0).item() if len(mine) else 0.0
+            metrics[f"zero_signal/{name}"] = (mine == 0).float().mean().item()
+        metrics |= batch.metrics | {"entropy_coef": batch.entropy_coef}
+        logged = {f"train/{name}": value for name, value in metrics.items()}
+        logged |= {f"time/{name}": value for name, value in batch.seconds.items()}
+        tokens = gather(trainer, samples.completion_mask.sum(1)).sum().item()
+        logged["perf/tokens_per_second"] = tokens / sum(batch.seconds.values())
+        for logger in trainer.loggers:
+            logger.log_metrics(logged, step=batch.step + 1)
+        shown = {name: metrics[f"reward/{name}"] for name in self.objectives} | {"ece": metrics["ece"]}
+        pl_module.log_dict(shown, prog_bar=True, logger=False)
+
+
+def completion_metrics(trainer: L.Trainer, scored: Scored, objectives: list[str]) -> dict[str, float]:
+    """What there is to say of completions alone, over all ranks; the same in training and on held-out problems."""
+    completions = scored.completions
+    column = lambda values: gather(trainer, torch.tensor(values, dtype=torch.float))  # noqa: E731
+    share = lambda flags: column(flags).mean().item()  # noqa: E731
+    correct = column([c.correct for c in completions])
+    confidence = column([torch.nan if c.confidence is None else c.confidence for c in completions])
+    rewards, present, malformed = (gather(trainer, x) for x in (scored.rewards, scored.present, scored.malformed))
+    return {
+        "accuracy": correct.mean().item(),
+        **{name: value.item() for name, value in calibration(confidence, correct).items()},
+        **{f"reward/{name}": _mean(rewards[present[:, j], j]) for j, name in enumerate(objectives)},
+        **{f"malformed/{name}": malformed[:, j].float().mean().item() for j, name in enumerate(objectives)},
+        "malformed": malformed.any(1).float().mean().item(),
+        "truncated": share([c.truncated for c in completions]),
+        "length": share([c.length for c in completions]),
+        "unparseable": share([Verdict.UNPARSEABLE in c.verdicts for c in completions]),
+        "timeout": share([Verdict.TIMEOUT in c.verdicts for c in completions]),
+    }
+
+
+def _mean(values: Tensor) -> float:
+    return values.mean().item()  # NaN if there are none, and MLflow shows it as such

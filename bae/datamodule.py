@@ -1,0 +1,76 @@
+"""Which problems each step trains on: a pure function of (seed, step, rank)."""
+
+from collections.abc import Iterator
+
+import lightning as L
+import numpy as np
+
+from bae.batch import RolloutBatch
+from bae.tasks import Task
+
+
+def problem_indices(seed: int, step: int, size: int, count: int) -> list[int]:
+    """The `count` problems of one step over all ranks: epochs are permutations, each seeded by (seed, epoch)."""
+    first = step * count
+    orders: dict[int, np.ndarray] = {}
+    indices = []
+    for position in range(first, first + count):
+        epoch = position // size
+        if epoch not in orders:
+            orders[epoch] = np.random.default_rng((seed, epoch)).permutation(size)
+        indices.append(int(orders[epoch][position % size]))
+    return indices
+
+
+class PromptLoader:
+    """Yields the batch of each step. Its whole state is the number of the next step, which Lightning checkpoints."""
+
+    def __init__(self, task: Task, split: str, steps: int, prompts: int, group_size: int, seed: int, rank: int, world: int):
+        self.task = task
+        self.split = split
+        self.steps = steps
+        self.prompts = prompts
+        self.group_size = group_size
+        self.seed = seed
+        self.rank = rank
+        self.world = world
+        self.next_step = 0
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[RolloutBatch]:
+        while self.next_step < self.steps:
+            step = self.next_step
+            self.next_step += 1
+            indices = problem_indices(self.seed, step, self.task.size(self.split), self.prompts * self.world)
+            mine = indices[self.rank * self.prompts : (self.rank + 1) * self.prompts]
+            yield RolloutBatch(step, [self.task.problem(self.split, i) for i in mine], self.group_size)
+
+    def state_dict(self) -> dict[str, int]:
+        return {"next_step": self.next_step}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.next_step = state["next_step"]
+
+
+class PromptDataModule(L.LightningDataModule):
+    """prompts_per_step counts the prompts of a step over all ranks; each rank takes an equal share."""
+
+    def __init__(self, task: Task, steps: int, prompts_per_step: int, group_size: int, seed: int, split: str = "train"):
+        super().__init__()
+        self.task = task
+        self.steps = steps
+        self.prompts_per_step = prompts_per_step
+        self.group_size = group_size
+        self.seed = seed
+        self.split = split
+
+    def train_dataloader(self) -> PromptLoader:
+        rank, world = self.trainer.global_rank, self.trainer.world_size
+        if self.prompts_per_step % world:
+            raise ValueError(
+                f"prompts_per_step={self.prompts_per_step} does not divide over {world} ranks; choose a multiple of {world}"
+            )
+        share = self.prompts_per_step // world
+        return PromptLoader(self.task, self.split, self.steps, share, self.group_size, self.seed, rank, world)

@@ -1,0 +1,53 @@
+"""Objectives: what a block of a completion is rewarded for. One small file for each reward function.
+
+A reward function is any callable (Completion, …) -> float | None, None meaning "nothing here to score"; yaml names
+it by `_target_`, so a user's own needs no change here.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from bae.batch import Completion
+from bae.blocks import Block
+
+
+@dataclass(frozen=True)
+class Objective:
+    """One column of the reward matrix.
+
+    name: as it appears in metrics. block: the block whose tokens it moves.
+    reward: the reward function.
+    worst: the lowest reward there is; what `malformed: penalise` gives.
+    weight: factor of its advantage, where several objectives share a block.
+    given: the objective of an earlier block whose reward is the outcome that a conditioned baseline conditions on;
+        None for the first block.
+    """
+
+    name: str
+    block: str
+    reward: Callable[[Completion], float | None]
+    worst: float
+    weight: float = 1.0
+    given: str | None = None
+
+
+def check_objectives(objectives: Sequence[Objective], blocks: Sequence[Block]) -> None:
+    """Raises ValueError, one sentence, if an objective names a block or an outcome that is not there, or comes too
+    late for it."""
+    order = {block.name: k for k, block in enumerate(blocks)}
+    by_name = {objective.name: objective for objective in objectives}
+    if not objectives:
+        raise ValueError("objectives.objectives is empty; name at least one")
+    for objective in objectives:
+        where = f"objectives.objectives.{objective.name}"
+        if objective.block not in order:
+            raise ValueError(f"{where}.block={objective.block}: no such block; there are {', '.join(order)}")
+        if objective.given is None:
+            continue
+        if objective.given not in by_name:
+            raise ValueError(f"{where}.given={objective.given}: no such objective; there are {', '.join(by_name)}")
+        if order[by_name[objective.given].block] >= order[objective.block]:
+            raise ValueError(
+                f"{where}.given={objective.given}: it must belong to a block before {objective.block}, or the baseline "
+                "would depend on the very tokens it judges"
+            )

@@ -1,0 +1,152 @@
+"""The Lightning module around the policy: one training step turns a weighed batch into optimiser steps."""
+
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from bae.advantages import spread_over_tokens
+from bae.batch import RolloutBatch, Samples
+from bae.blocks import Block
+from bae.losses import blockwise_clipped_loss, is_clipped, log_probs_and_entropy, token_weights
+from bae.models import Policy
+
+Optimizer = Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
+
+
+class PolicyModule(L.LightningModule):
+    """Trains `policy` on batches that callbacks have rolled out and weighed.
+
+    Optimisation is manual: groups stay whole for the baseline, micro-batches are small for memory.
+
+    optimizer: parameters -> optimiser (a partial).
+    warmup_steps: optimiser steps over which the learning rate rises linearly from 0.
+    clip: epsilon of the clipped surrogate. max_grad_norm: clipping by global norm.
+    temperature: of sampling; the loss sees the same distribution that was sampled from.
+    micro_batch_size: completions in one forward and backward pass.
+    optimizer_steps: mini-batches, one optimiser step each, that a rollout batch is cut into.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        blocks: Iterable[Block],
+        optimizer: Optimizer,
+        warmup_steps: int,
+        clip: float,
+        max_grad_norm: float,
+        temperature: float,
+        micro_batch_size: int,
+        optimizer_steps: int = 1,
+    ):
+        super().__init__()
+        self.automatic_optimization = False
+        self.policy = policy
+        self.model = policy.model
+        self.block_weights = [block.weight for block in blocks]
+        self.optimizer = optimizer
+        self.warmup_steps = warmup_steps
+        self.clip = clip
+        self.max_grad_norm = max_grad_norm
+        self.temperature = temperature
+        self.micro_batch_size = micro_batch_size
+        self.optimizer_steps = optimizer_steps
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        optimizer = self.optimizer(self.parameters())
+        warm_up = lambda step: min(1.0, (step + 1) / max(1, self.warmup_steps))  # noqa: E731
+        return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, warm_up)}
+
+    def transfer_batch_to_device(self, batch: RolloutBatch, device: torch.device, dataloader_idx: int) -> RolloutBatch:
+        """Leave it: a batch comes without tensors, and each micro-batch is moved when its turn comes."""
+        return batch
+
+    def training_step(self, batch: RolloutBatch, batch_idx: int) -> None:
+        """Writes batch.metrics: entropy (nats a token), clip_fraction, grad_norm, lr; means over optimiser steps."""
+        samples, scored = batch.rolled_out()
+        with batch.timed("update"):
+            weights = token_weights(scored.block_of, torch.tensor(self.block_weights))
+            advantages = spread_over_tokens(batch.weighed().per_block, scored.block_of)
+            # Later mini-batches are off-policy, so they need the log-probabilities from before the first step.
+            old = self._old_log_probs(samples) if self.optimizer_steps > 1 else None
+            minis = torch.arange(len(weights)).chunk(self.optimizer_steps)
+            for mini in minis:
+                metrics = self._optimise(samples, mini, weights, advantages, old, batch.entropy_coef)
+                for name, value in metrics.items():
+                    batch.metrics[name] = batch.metrics.get(name, 0.0) + value / len(minis)
+
+    def _optimise(
+        self, samples: Samples, mini: Tensor, weights: Tensor, advantages: Tensor, old: Tensor | None, entropy_coef: float
+    ) -> dict[str, float]:
+        """One optimiser step on the completions `mini`, micro-batch by micro-batch."""
+        optimizer, scheduler = self.optimizers(), self.lr_schedulers()
+        share = len(weights) / len(mini)  # token_weights divide by the whole batch
+        # DDP takes the mean over ranks, so that each divides by the tokens that a rank has on average.
+        tokens = self._mean_over_ranks(samples.completion_mask[mini].sum())
+        sums = torch.zeros(2)
+        parts = mini.split(self.micro_batch_size)
+        for part in parts:
+            log_p, entropy = self.score(samples, part)
+            width = log_p.shape[1]
+            mask, advantage, weight = (
+                x[part, :width].to(self.device) for x in (samples.completion_mask, advantages, weights)
+            )
+            old_log_p = log_p.detach() if old is None else old[part, :width].to(self.device)
+            loss = share * blockwise_clipped_loss(log_p, old_log_p, advantage, weight, self.clip)
+            loss = loss - entropy_coef * (entropy * mask).sum() / tokens
+            with self._gradients_travel(part is parts[-1]):
+                self.manual_backward(loss)
+            clipped = is_clipped(log_p.detach(), old_log_p, advantage, self.clip) & mask
+            sums += torch.stack([(entropy.detach() * mask).sum(), clipped.sum()]).cpu()
+        norm = self._clip_gradients()
+        optimizer.step()
+        optimizer.zero_grad()
+        lr = scheduler.get_last_lr()[0]
+        scheduler.step()
+        means = [self._mean_over_ranks(value) / tokens for value in sums]
+        return {"entropy": means[0], "clip_fraction": means[1], "grad_norm": norm, "lr": lr}
+
+    def score(self, samples: Samples, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probability of each completion token and entropy where it was drawn, (B, T') each, T' the longest
+        completion among `rows`; padding that no row needs is cut off."""
+        mask = samples.completion_mask[rows]
+        width = int(mask.sum(1).max())
+        start = int(samples.prompt_mask[rows].int().argmax(1).min())
+        ids = samples.completion_ids[rows, :width].to(self.device)
+        inputs = torch.cat([samples.prompt_ids[rows, start:].to(self.device), ids], 1)
+        attention = torch.cat([samples.prompt_mask[rows, start:], mask[:, :width]], 1).long().to(self.device)
+        logits = self.model(
+            input_ids=inputs[:, :-1],
+            attention_mask=attention[:, :-1],
+            position_ids=(attention.cumsum(1) - 1).clamp(min=0)[:, :-1],
+            use_cache=False,
+            logits_to_keep=width,
+        ).logits
+        return log_probs_and_entropy(logits, ids, self.temperature)
+
+    @torch.no_grad()
+    def _old_log_probs(self, samples: Samples) -> Tensor:
+        """(N, T), in the same micro-batches as the update, so that the first ratio is exactly 1."""
+        out = torch.zeros(samples.completion_ids.shape)
+        for mini in torch.arange(len(out)).chunk(self.optimizer_steps):
+            for part in mini.split(self.micro_batch_size):
+                log_p, _ = self.score(samples, part)
+                out[part, : log_p.shape[1]] = log_p.cpu()
+        return out
+
+    def _gradients_travel(self, now: bool) -> Any:
+        """Under DDP, ranks exchange gradients with the last micro-batch only."""
+        wrapped = self.trainer.strategy.model
+        return nullcontext() if now or not hasattr(wrapped, "no_sync") else wrapped.no_sync()
+
+    def _clip_gradients(self) -> float:
+        """Clip by global norm; the norm before."""
+        return float(torch.nn.utils.clip_grad_norm_(self.parameters(), self.max_grad_norm))
+
+    def _mean_over_ranks(self, value: Tensor) -> float:
+        if self.trainer.world_size == 1:
+            return float(value)
+        return float(self.trainer.strategy.reduce(value.double().to(self.device), reduce_op="mean"))

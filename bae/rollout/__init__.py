@@ -1,0 +1,31 @@
+"""Rollout engines: from prompts to sampled completions."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from bae.batch import Samples
+
+
+class RolloutEngine(Protocol):
+    """Samples groups of completions from the policy as it is now."""
+
+    def sample(
+        self,
+        model: Any,
+        prompts: Sequence[Sequence[int]],
+        keys: Sequence[tuple[int, ...]],
+        *,
+        group_size: int,
+        max_new_tokens: int,
+        temperature: float,
+        eos_token_id: int,
+        pad_token_id: int,
+    ) -> Samples:
+        """Sample G completions of each of P prompts.
+
+        model: the policy, a transformers causal language model.
+        prompts: P lists of token ids. keys: P seeds; a group's draws depend on its key alone, not on what else is
+        in the batch, so any rank can repeat any group.
+        Returns N = P * G completions, group by group.
+        """
+        ...

@@ -1,0 +1,30 @@
+"""A multirun is one parent run in MLflow, with its jobs as children."""
+
+import os
+from typing import Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+
+
+class SweepParent(Callback):
+    """Makes the store and the parent before any job starts; jobs learn of the parent by the environment, which
+    launchers hand on to their processes."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        from bae import tracking
+
+        logger = OmegaConf.to_container(config.logger, resolve=True)
+        assert isinstance(logger, dict)
+        overrides = " ".join(config.hydra.overrides.task) or "sweep"
+        os.environ[tracking.PARENT_RUN] = tracking.open_parent(
+            logger["tracking_uri"], logger["experiment"], logger["artifacts"], name=overrides[:200]
+        )
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        from mlflow import MlflowClient
+
+        from bae import tracking
+
+        parent = os.environ.pop(tracking.PARENT_RUN)
+        MlflowClient(OmegaConf.to_container(config.logger, resolve=True)["tracking_uri"]).set_terminated(parent)

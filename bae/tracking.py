@@ -1,0 +1,144 @@
+"""MLflow: the store, made once; the run, opened or reopened; what is logged besides metrics."""
+
+import os
+import subprocess
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+from filelock import FileLock
+from lightning.pytorch.loggers import MLFlowLogger
+from lightning.pytorch.utilities import rank_zero_only
+from mlflow import MlflowClient
+from mlflow.entities import Param, RunTag
+
+PARENT_RUN = "BAE_PARENT_RUN"
+"""Environment variable by which a sweep tells its jobs, in whatever process they run, whose children they are."""
+
+PARAM_LIMIT = 500
+PACKAGES = ("torch", "transformers", "lightning", "mlflow", "hydra-core", "math-verify", "numpy")
+
+
+def prepare_store(tracking_uri: str, experiment: str, artifacts: str | None) -> str:
+    """Make database, schema and experiment if they are not there; the experiment's id.
+
+    Jobs that start together wait for each other here: MLflow's own set-up of a fresh SQLite file is not safe
+    against a second one.
+    """
+    if not tracking_uri.startswith("sqlite:///"):
+        return _experiment_id(MlflowClient(tracking_uri), experiment, None)
+    database = Path(tracking_uri.removeprefix("sqlite:///")).absolute()
+    database.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{database}.lock"):
+        location = Path(artifacts).absolute().as_uri() if artifacts else None
+        return _experiment_id(MlflowClient(tracking_uri), experiment, location)
+
+
+def _experiment_id(client: MlflowClient, name: str, artifacts: str | None) -> str:
+    found = client.get_experiment_by_name(name)
+    return found.experiment_id if found else client.create_experiment(name, artifact_location=artifacts)
+
+
+def open_parent(tracking_uri: str, experiment: str, artifacts: str | None, name: str) -> str:
+    """Start the run under which those of a sweep are listed; its id."""
+    experiment_id = prepare_store(tracking_uri, experiment, artifacts)
+    return MlflowClient(tracking_uri).create_run(experiment_id, run_name=name).info.run_id
+
+
+class MLflowRun(MLFlowLogger):
+    """Lightning's logger on a run of ours.
+
+    tracking_uri: SQLite (`sqlite:///outputs/mlflow.db`) or a server. artifacts: folder for SQLite's artifacts.
+    run_id: a run to go on with; what it already holds is not logged twice.
+    """
+
+    def __init__(
+        self,
+        tracking_uri: str,
+        experiment: str,
+        artifacts: str | None = None,
+        run_name: str | None = None,
+        run_id: str | None = None,
+    ):
+        self.logged_until = -1
+        if rank_zero_only.rank == 0:
+            run_id = self._open(tracking_uri, experiment, artifacts, run_name, run_id)
+        super().__init__(experiment_name=experiment, tracking_uri=tracking_uri, run_id=run_id)
+
+    def _open(self, tracking_uri: str, experiment: str, artifacts: str | None, name: str | None, run_id: str | None) -> str:
+        experiment_id = prepare_store(tracking_uri, experiment, artifacts)
+        client = MlflowClient(tracking_uri)
+        if run_id is None:
+            parent = {"mlflow.parentRunId": os.environ[PARENT_RUN]} if os.environ.get(PARENT_RUN) else {}
+            own = {f"version.{package}": version(package) for package in PACKAGES} | {"git_revision": git_revision()}
+            return client.create_run(experiment_id, run_name=name, tags=own | parent).info.run_id
+        client.update_run(run_id, status="RUNNING")  # it may say FINISHED, FAILED or, killed, still RUNNING
+        self.logged_until = _last_step(client, run_id)
+        return run_id
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        if step is None or step > self.logged_until:
+            super().log_metrics(metrics, step)
+
+    def log_config(self, config: Mapping[str, Any], choices: Mapping[str, str]) -> None:
+        """Log the resolved configuration as config.yaml, and flat as parameters; choices: {group: option}."""
+        flat = {**_flatten(config), **choices}
+        params = [Param(key, str(value)[:PARAM_LIMIT]) for key, value in flat.items() if value is not None]
+        for i in range(0, len(params), 100):  # MLflow's limit for one call
+            self.experiment.log_batch(self.run_id, params=params[i : i + 100])
+        self.experiment.log_dict(self.run_id, dict(config), "config.yaml")
+
+    def log_completions(self, table: dict[str, list], step: int) -> None:
+        """Log a table of completions as completions/step_000050.json."""
+        if step > self.logged_until:
+            self.experiment.log_table(self.run_id, table, f"completions/step_{step:06d}.json")
+
+    def log_folder(self, folder: Path) -> None:
+        """Log a folder under its own name."""
+        self.experiment.log_artifacts(self.run_id, str(folder), folder.name)
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        self.experiment.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+
+
+def find_run_folder(tracking_uri: str, run_id: str) -> Path:
+    """The output folder that a run was tagged with. Raises FileNotFoundError if there is no such run."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return Path(MlflowClient(tracking_uri).get_run(run_id).data.tags["output_folder"])
+    except (MlflowException, KeyError) as error:
+        raise FileNotFoundError(
+            f"resume={run_id}: neither an output folder nor a run in {tracking_uri}; give the folder that the run "
+            "printed, or its MLflow run id"
+        ) from error
+
+
+def history(tracking_uri: str, run_id: str, metric: str) -> dict[int, float]:
+    """{step: value} of one metric."""
+    return {m.step: m.value for m in MlflowClient(tracking_uri).get_metric_history(run_id, metric)}
+
+
+def _last_step(client: MlflowClient, run_id: str) -> int:
+    return max((m.step for m in client.get_metric_history(run_id, "train/accuracy")), default=-1)
+
+
+def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        flat |= _flatten(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+    return flat
+
+
+def git_revision() -> str:
+    """The commit that the package is at, with `-dirty` if files differ from it; "unknown" outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"

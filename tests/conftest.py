@@ -1,0 +1,29 @@
+"""What several tests share: a random tiny policy, and where real data lies."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a missing model fails at once
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+ROOT = Path(__file__).parent.parent
+DATA = Path(os.environ.get("BAE_DATA", ROOT.parent / "shared" / "data"))
+
+
+def needs(file: str) -> pytest.MarkDecorator:
+    """Skip where a file of the data folder is absent."""
+    return pytest.mark.skipif(not (DATA / file).is_file(), reason=f"{DATA / file} is not there; set BAE_DATA")
+
+
+@pytest.fixture
+def tiny():
+    """A random policy of the tiny architecture, smaller still."""
+    from bae.models import Policy
+    from bae.warmstart import make_model, make_tokenizer
+
+    torch.manual_seed(0)
+    tokenizer = make_tokenizer()
+    return Policy(make_model(tokenizer, hidden=32, layers=2).eval(), tokenizer, "{question}")

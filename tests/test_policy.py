@@ -1,0 +1,147 @@
+"""The training step: gradients that depend on what they should, and on nothing else."""
+
+from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from bae.batch import Advantages, RolloutBatch, Samples, Scored
+from bae.blocks import make_blocks
+from bae.policy import PolicyModule
+
+BLOCKS = make_blocks({"solution": ["answer"], "confidence": {"sections": ["confidence"], "weight": 2.0}})
+
+
+def module(policy, **options):
+    settings = {"warmup_steps": 0, "clip": 0.2, "max_grad_norm": 1e9, "temperature": 0.8, "micro_batch_size": 8}
+    made = PolicyModule(policy, BLOCKS, partial(torch.optim.SGD, lr=0.1), **settings | options)
+    made.trainer = SimpleNamespace(world_size=1, strategy=SimpleNamespace(model=made))
+    configured = made.configure_optimizers()
+    made.optimizers = lambda: configured["optimizer"]
+    made.lr_schedulers = lambda: configured["lr_scheduler"]
+    made.manual_backward = lambda loss: loss.backward()
+    return made
+
+
+def batch(n=8, width=6, entropy_coef=0.0, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(1, width + 1, (n,), generator=g)
+    lengths[0] = width
+    mask = torch.arange(width) < lengths.unsqueeze(1)
+    first = torch.randint(1, width, (n,), generator=g).unsqueeze(1)
+    block_of = torch.where(mask, (torch.arange(width) >= first).long(), -1)
+    prompt_mask = torch.arange(4) >= torch.randint(0, 3, (n, 1), generator=g)
+    samples = Samples(
+        torch.randint(3, 25, (n, 4), generator=g).masked_fill(~prompt_mask, 0),
+        prompt_mask,
+        torch.randint(3, 25, (n, width), generator=g).masked_fill(~mask, 0),
+        mask,
+        torch.ones(n).bool(),
+    )
+    nothing = torch.zeros(n, 2)
+    made = RolloutBatch(0, [], 4, samples, Scored([], block_of, nothing, nothing.bool(), nothing.bool()))
+    per_block = torch.randn(n, 2, generator=g)
+    made.advantages, made.entropy_coef = Advantages(per_block, per_block), entropy_coef
+    return made
+
+
+def gradients(policy, work, **options):
+    """The update of one plain SGD step, which is the gradient."""
+    before = {name: p.detach().clone() for name, p in policy.model.named_parameters()}
+    module(policy, **options).training_step(work, 0)
+    after = {name: p.detach().clone() for name, p in policy.model.named_parameters()}
+    policy.model.load_state_dict(before, strict=False)
+    return {name: (before[name] - after[name]) / 0.1 for name in before}
+
+
+def assert_same(first, second, atol=1e-6):
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], atol=atol, rtol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@pytest.mark.parametrize("size", [1, 3, 5])
+@pytest.mark.parametrize("entropy_coef", [0.0, 0.3])
+def test_gradient_does_not_depend_on_the_micro_batch(tiny, size, entropy_coef):
+    work = batch(entropy_coef=entropy_coef)
+    whole = gradients(tiny, work)
+    assert max(float(g.abs().max()) for g in whole.values()) > 1e-3
+    assert_same(gradients(tiny, work, micro_batch_size=size), whole)
+
+
+def test_gradient_does_not_depend_on_padding(tiny):
+    work = batch()
+    samples, scored = work.rolled_out()
+    wider = replace(
+        samples,
+        prompt_ids=torch.nn.functional.pad(samples.prompt_ids, (3, 0)),
+        prompt_mask=torch.nn.functional.pad(samples.prompt_mask, (3, 0)),
+        completion_ids=torch.nn.functional.pad(samples.completion_ids, (0, 5)),
+        completion_mask=torch.nn.functional.pad(samples.completion_mask, (0, 5)),
+    )
+    padded = batch()
+    padded.samples = wider
+    padded.scored = replace(scored, block_of=torch.nn.functional.pad(scored.block_of, (0, 5), value=-1))
+    assert_same(gradients(tiny, padded), gradients(tiny, work))
+
+
+def test_what_stands_in_padding_does_not_matter(tiny):
+    work, other = batch(entropy_coef=0.3), batch(entropy_coef=0.3)
+    samples, _ = work.rolled_out()
+    junk = torch.randint(3, 25, samples.completion_ids.shape)
+    other.samples = replace(
+        samples,
+        completion_ids=torch.where(samples.completion_mask, samples.completion_ids, junk),
+        prompt_ids=torch.where(samples.prompt_mask, samples.prompt_ids, 7),
+    )
+    assert_same(gradients(tiny, other), gradients(tiny, work))
+
+
+def test_no_advantage_no_gradient(tiny):
+    work = batch()
+    work.advantages = Advantages(torch.zeros(8, 2), torch.zeros(8, 2))
+    assert all(float(g.abs().max()) == 0 for g in gradients(tiny, work).values())
+
+
+def test_the_first_ratio_is_exactly_one(tiny, monkeypatch):
+    import bae.policy
+
+    ratios = []
+    real = bae.policy.blockwise_clipped_loss
+
+    def spy(log_p, old, *rest):
+        ratios.append((log_p - old).exp().detach())
+        return real(log_p, old, *rest)
+
+    monkeypatch.setattr(bae.policy, "blockwise_clipped_loss", spy)
+    gradients(tiny, batch(), micro_batch_size=3)
+    assert all(torch.equal(r, torch.ones_like(r)) for r in ratios)
+    ratios.clear()
+    gradients(tiny, batch(), micro_batch_size=2, optimizer_steps=2)
+    assert all(torch.equal(r, torch.ones_like(r)) for r in ratios[:2])  # the first mini-batch
+    assert not any(torch.equal(r, torch.ones_like(r)) for r in ratios[2:])  # the second is off-policy by one step
+
+
+def test_metrics_of_the_update(tiny):
+    work = batch()
+    module(tiny, warmup_steps=4).training_step(work, 0)
+    assert work.metrics["clip_fraction"] == 0  # on-policy
+    assert 0 < work.metrics["entropy"] < 3.6  # log of the vocabulary
+    assert work.metrics["lr"] == pytest.approx(0.1 / 4)
+    assert work.metrics["grad_norm"] > 0
+    assert work.seconds["update"] > 0
+
+
+def test_the_norm_is_clipped(tiny):
+    clipped = gradients(tiny, batch(), max_grad_norm=1e-3)
+    norm = torch.cat([g.flatten() for g in clipped.values()]).norm()
+    assert float(norm) == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_reading_before_writing_is_explained():
+    empty = RolloutBatch(0, [], 4)
+    with pytest.raises(RuntimeError, match="put bae.callbacks.Rollouts before"):
+        empty.rolled_out()
+    with pytest.raises(RuntimeError, match="put bae.callbacks.BlockwiseAdvantages after"):
+        empty.weighed()
