@@ -1,9 +1,11 @@
 """Which problems each step trains on: a pure function of (seed, step, rank)."""
 
 from collections.abc import Iterator
+from functools import lru_cache
 
 import lightning as L
 import numpy as np
+import torch
 
 from bae.batch import RolloutBatch
 from bae.tasks import Task
@@ -11,15 +13,13 @@ from bae.tasks import Task
 
 def problem_indices(seed: int, step: int, size: int, count: int) -> list[int]:
     """The `count` problems of one step over all ranks: epochs are permutations, each seeded by (seed, epoch)."""
-    first = step * count
-    orders: dict[int, np.ndarray] = {}
-    indices = []
-    for position in range(first, first + count):
-        epoch = position // size
-        if epoch not in orders:
-            orders[epoch] = np.random.default_rng((seed, epoch)).permutation(size)
-        indices.append(int(orders[epoch][position % size]))
-    return indices
+    positions = range(step * count, (step + 1) * count)
+    return [int(_epoch_order(seed, position // size, size)[position % size]) for position in positions]
+
+
+@lru_cache(maxsize=2)
+def _epoch_order(seed: int, epoch: int, size: int) -> np.ndarray:
+    return np.random.default_rng((seed, epoch)).permutation(size)
 
 
 class PromptLoader:
@@ -65,6 +65,10 @@ class PromptDataModule(L.LightningDataModule):
         self.group_size = group_size
         self.seed = seed
         self.split = split
+
+    def transfer_batch_to_device(self, batch: RolloutBatch, device: torch.device, dataloader_idx: int) -> RolloutBatch:
+        """Leave it: a batch comes without tensors, and each micro-batch is moved when its turn comes."""
+        return batch
 
     def train_dataloader(self) -> PromptLoader:
         rank, world = self.trainer.global_rank, self.trainer.world_size

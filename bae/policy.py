@@ -60,10 +60,6 @@ class PolicyModule(L.LightningModule):
         warm_up = lambda step: min(1.0, (step + 1) / max(1, self.warmup_steps))  # noqa: E731
         return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, warm_up)}
 
-    def transfer_batch_to_device(self, batch: RolloutBatch, device: torch.device, dataloader_idx: int) -> RolloutBatch:
-        """Leave it: a batch comes without tensors, and each micro-batch is moved when its turn comes."""
-        return batch
-
     def training_step(self, batch: RolloutBatch, batch_idx: int) -> None:
         """Writes batch.metrics: entropy (nats a token), clip_fraction, grad_norm, lr; means over optimiser steps."""
         samples, scored = batch.rolled_out()

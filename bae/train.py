@@ -86,6 +86,7 @@ def build(cfg: DictConfig, run_id: str | None) -> "tuple[L.Trainer, PolicyModule
     from bae.scoring import Scorer
     from bae.tokens import token_bytes
 
+    quieten()
     L.seed_everything(cfg.seed, verbose=False)
     blocks = make_blocks(plain(cfg.objectives.blocks))
     objectives = [make(spec, name=name) for name, spec in cfg.objectives.rewards.items()]
@@ -109,9 +110,8 @@ def build(cfg: DictConfig, run_id: str | None) -> "tuple[L.Trainer, PolicyModule
         max_epochs=1,  # an epoch is the whole run; its batches are the steps
         callbacks=callbacks,
         logger=logger,
-        enable_checkpointing=True,
         enable_model_summary=False,
-        num_sanity_val_steps=0,
+        log_every_n_steps=1,
         use_distributed_sampler=False,  # PromptLoader gives each rank its share
     )
     if run_id is None and trainer.is_global_zero:
@@ -122,6 +122,19 @@ def build(cfg: DictConfig, run_id: str | None) -> "tuple[L.Trainer, PolicyModule
         logger.log_config(plain(cfg), {k: v for k, v in HydraConfig.get().runtime.choices.items() if "/" not in k})
         logger.set_tags({"output_folder": str(folder.absolute())})
     return trainer, module, data
+
+
+def quieten() -> None:
+    """Silence what libraries say of themselves; warnings that a user can act on stay."""
+    import logging
+    import warnings
+
+    from transformers.utils import logging as transformers_logging
+
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    transformers_logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", message=".*module\\(s\\) in eval mode.*")  # meant: no dropout
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")  # between lightning and torch
 
 
 def make(node: DictConfig, **more: Any) -> Any:
