@@ -8,6 +8,7 @@ whatever follows `</answer>`, be it `<analysis>` or an early stop, is a decision
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -54,10 +55,12 @@ def make_blocks(schema: Mapping[str, Iterable[str] | Mapping]) -> tuple[Block, .
     """
     blocks = []
     for name, value in schema.items():
-        options = dict(value) if isinstance(value, Mapping) else {"sections": value}
+        options: dict[str, Any] = dict(value) if isinstance(value, Mapping) else {"sections": value}
         unknown = options.keys() - {"sections", "weight"}
         if unknown:
-            raise ValueError(f"objectives.blocks.{name}: unknown option {sorted(unknown)[0]!r}; known: sections, weight")
+            raise ValueError(
+                f"objectives.blocks.{name}: unknown option {sorted(unknown)[0]!r}; known: sections, weight"
+            )
         blocks.append(Block(name, tuple(options["sections"]), float(options.get("weight", 1.0))))
     _check(blocks)
     return tuple(blocks)

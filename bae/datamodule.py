@@ -25,7 +25,9 @@ def _epoch_order(seed: int, epoch: int, size: int) -> np.ndarray:
 class PromptLoader:
     """Yields the batch of each step. Its whole state is the number of the next step, which Lightning checkpoints."""
 
-    def __init__(self, task: Task, split: str, steps: int, prompts: int, group_size: int, seed: int, rank: int, world: int):
+    def __init__(
+        self, task: Task, split: str, steps: int, prompts: int, group_size: int, seed: int, rank: int, world: int
+    ):
         self.task = task
         self.split = split
         self.steps = steps
@@ -71,10 +73,12 @@ class PromptDataModule(L.LightningDataModule):
         return batch
 
     def train_dataloader(self) -> PromptLoader:
+        assert self.trainer is not None
         rank, world = self.trainer.global_rank, self.trainer.world_size
         if self.prompts_per_step % world:
             raise ValueError(
-                f"prompts_per_step={self.prompts_per_step} does not divide over {world} ranks; choose a multiple of {world}"
+                f"prompts_per_step={self.prompts_per_step} does not divide over {world} ranks; "
+                f"choose a multiple of {world}"
             )
         share = self.prompts_per_step // world
         return PromptLoader(self.task, self.split, self.steps, share, self.group_size, self.seed, rank, world)

@@ -1,7 +1,6 @@
 """Where the policy's weights and tokenizer come from, and how a question becomes a prompt for it."""
 
 import importlib.util
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,5 +112,3 @@ def _finish(model: Any, tokenizer: Any, prompt_template: str | None, gradient_ch
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0].rstrip(".")
-
-

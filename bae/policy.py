@@ -55,7 +55,7 @@ class PolicyModule(L.LightningModule):
         self.micro_batch_size = micro_batch_size
         self.optimizer_steps = optimizer_steps
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(self.parameters())
         warm_up = lambda step: min(1.0, (step + 1) / max(1, self.warmup_steps))  # noqa: E731
         return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, warm_up)}
@@ -75,10 +75,17 @@ class PolicyModule(L.LightningModule):
                     batch.metrics[name] = batch.metrics.get(name, 0.0) + value / len(minis)
 
     def _optimise(
-        self, samples: Samples, mini: Tensor, weights: Tensor, advantages: Tensor, old: Tensor | None, entropy_coef: float
+        self,
+        samples: Samples,
+        mini: Tensor,
+        weights: Tensor,
+        advantages: Tensor,
+        old: Tensor | None,
+        entropy_coef: float,
     ) -> dict[str, float]:
         """One optimiser step on the completions `mini`, micro-batch by micro-batch."""
-        optimizer, scheduler = self.optimizers(), self.lr_schedulers()
+        optimizer: Any = self.optimizers()
+        scheduler: Any = self.lr_schedulers()
         share = len(weights) / len(mini)  # token_weights divide by the whole batch
         # DDP takes the mean over ranks, so that each divides by the tokens that a rank has on average.
         tokens = self._mean_over_ranks(samples.completion_mask[mini].sum())
@@ -100,7 +107,7 @@ class PolicyModule(L.LightningModule):
         norm = self._clip_gradients()
         optimizer.step()
         optimizer.zero_grad()
-        lr = scheduler.get_last_lr()[0]
+        lr = float(scheduler.get_last_lr()[0])
         scheduler.step()
         means = [self._mean_over_ranks(value) / tokens for value in sums]
         return {"entropy": means[0], "clip_fraction": means[1], "grad_norm": norm, "lr": lr}
@@ -135,7 +142,7 @@ class PolicyModule(L.LightningModule):
 
     def _gradients_travel(self, now: bool) -> Any:
         """Under DDP, ranks exchange gradients with the last micro-batch only."""
-        wrapped = self.trainer.strategy.model
+        wrapped: Any = self.trainer.strategy.model
         return nullcontext() if now or not hasattr(wrapped, "no_sync") else wrapped.no_sync()
 
     def _clip_gradients(self) -> float:

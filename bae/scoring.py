@@ -64,8 +64,7 @@ class Scorer:
         pairs = [(a, c.problem.answer) for c, mine in zip(completions, answers, strict=True) for a in mine]
         queue = iter(self.verifier.verify(pairs))
         return [
-            replace(c, verdicts=tuple(next(queue) for _ in mine))
-            for c, mine in zip(completions, answers, strict=True)
+            replace(c, verdicts=tuple(next(queue) for _ in mine)) for c, mine in zip(completions, answers, strict=True)
         ]
 
     def _rewarded(self, completions: list[Completion], block_of: torch.Tensor) -> Scored:

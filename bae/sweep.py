@@ -4,7 +4,7 @@ import os
 from typing import Any
 
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 
 class SweepParent(Callback):
@@ -14,11 +14,10 @@ class SweepParent(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         from bae import tracking
 
-        logger = OmegaConf.to_container(config.logger, resolve=True)
-        assert isinstance(logger, dict)
+        logger = config.logger
         overrides = " ".join(config.hydra.overrides.task) or "sweep"
         os.environ[tracking.PARENT_RUN] = tracking.open_parent(
-            logger["tracking_uri"], logger["experiment"], logger["artifacts"], name=overrides[:200]
+            logger.tracking_uri, logger.experiment, logger.artifacts, name=overrides[:200]
         )
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
@@ -27,4 +26,4 @@ class SweepParent(Callback):
         from bae import tracking
 
         parent = os.environ.pop(tracking.PARENT_RUN)
-        MlflowClient(OmegaConf.to_container(config.logger, resolve=True)["tracking_uri"]).set_terminated(parent)
+        MlflowClient(config.logger.tracking_uri).set_terminated(parent)

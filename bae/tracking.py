@@ -64,11 +64,13 @@ class MLflowRun(MLFlowLogger):
         run_id: str | None = None,
     ):
         self.logged_until = -1
-        if rank_zero_only.rank == 0:
+        if is_rank_zero():
             run_id = self._open(tracking_uri, experiment, artifacts, run_name, run_id)
         super().__init__(experiment_name=experiment, tracking_uri=tracking_uri, run_id=run_id)
 
-    def _open(self, tracking_uri: str, experiment: str, artifacts: str | None, name: str | None, run_id: str | None) -> str:
+    def _open(
+        self, tracking_uri: str, experiment: str, artifacts: str | None, name: str | None, run_id: str | None
+    ) -> str:
         experiment_id = prepare_store(tracking_uri, experiment, artifacts)
         client = MlflowClient(tracking_uri)
         if run_id is None:
@@ -103,6 +105,11 @@ class MLflowRun(MLFlowLogger):
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         self.experiment.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+
+
+def is_rank_zero() -> bool:
+    """Whether this process is the one that logs; known from the environment before any process group is."""
+    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def find_run_folder(tracking_uri: str, run_id: str) -> Path:

@@ -47,10 +47,10 @@ def train(cfg: DictConfig) -> None:
 
 def check(cfg: DictConfig) -> None:
     """Refuse values that cannot work, before anything is built. Raises UserError."""
-    for group, known in {None: schema.TOP_LEVEL, "objectives": schema.OBJECTIVES}.items():
-        for key in cfg[group] if group else cfg:
-            if key not in known:
-                raise cli.UserError(f"{f'{group}.' if group else ''}{key}: nothing reads this key; remove it")
+    unread = sorted({str(key) for key in cfg} - schema.TOP_LEVEL)
+    unread += sorted(f"objectives.{key}" for key in cfg.objectives if key not in schema.OBJECTIVES)
+    if unread:
+        raise cli.UserError(f"{unread[0]}: nothing reads this key; remove it")
     for key in ("steps", "group_size", "prompts_per_step", "max_new_tokens", "temperature"):
         if cfg[key] <= 0:
             raise cli.UserError(f"{key}={cfg[key]}: must be above 0")
@@ -66,8 +66,8 @@ def check(cfg: DictConfig) -> None:
                 )
     if completions % cfg.training.optimizer_steps:
         raise cli.UserError(
-            f"training.optimizer_steps={cfg.training.optimizer_steps} does not divide the {completions} completions of a "
-            "step (prompts_per_step * group_size); choose a divisor"
+            f"training.optimizer_steps={cfg.training.optimizer_steps} does not divide the {completions} completions "
+            "of a step (prompts_per_step * group_size); choose a divisor"
         )
     if not 0 < cfg.training.clip < 1:
         raise cli.UserError(f"training.clip={cfg.training.clip}: must lie between 0 and 1")
@@ -181,7 +181,8 @@ def report(cfg: DictConfig, trainer: "L.Trainer") -> None:
     """Print what the run changed on held-out problems, where it is, and the command that opens it."""
     from bae.tracking import history
 
-    uri, run_id = cfg.logger.tracking_uri, trainer.logger.run_id
+    logger: Any = trainer.logger
+    uri, run_id = cfg.logger.tracking_uri, logger.run_id
     if cfg.callbacks.held_out:
         print(f"\n{'held-out problems':<20}{'before':>10}{'after':>10}")
         for name in ("accuracy", "ece", "auroc", "brier", "confidence", "malformed"):

@@ -89,9 +89,7 @@ class MathVerifier:
     RuntimeError if the workers break down three times in one call.
     """
 
-    def __init__(
-        self, timeout: float = 2.0, memory_mb: int = 2048, workers: int = 2, max_chars: int = 1000
-    ) -> None:
+    def __init__(self, timeout: float = 2.0, memory_mb: int = 2048, workers: int = 2, max_chars: int = 1000) -> None:
         self.timeout, self.memory_mb, self.workers, self.max_chars = timeout, memory_mb, workers, max_chars
         self._lock = threading.RLock()
         self._pool: ProcessPool | None = None

@@ -40,7 +40,8 @@ def make_tokenizer() -> Any:
 
 
 def make_model(tokenizer: Any, hidden: int = 96, layers: int = 4, heads: int = 4) -> Any:
-    """A Llama of about 0.45 M parameters, randomly initialised. (Of Qwen2, transformers 5 loads no tokenizer but its own.)"""
+    """A Llama of about 0.45 M parameters, randomly initialised; for a Qwen2, transformers 5 would load no tokenizer
+    but Qwen2's."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(

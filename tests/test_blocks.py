@@ -87,7 +87,22 @@ def test_confidences(text, value):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "1.7", "-0.1", "NaN", "inf", "85%", "1e-1", "0.5.5", "high", "0,5", "٠.٥", "9" * 10_000, "0." + "1" * 99]
+    "text",
+    [
+        "",
+        "1.7",
+        "-0.1",
+        "NaN",
+        "inf",
+        "85%",
+        "1e-1",
+        "0.5.5",
+        "high",
+        "0,5",
+        "\u0660.\u0665",
+        "9" * 10_000,
+        "0." + "1" * 99,
+    ],
 )
 def test_what_is_no_confidence(text):
     assert parse_confidence(text) is None

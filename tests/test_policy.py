@@ -58,7 +58,9 @@ def gradients(policy, work, **options):
 
 def assert_same(first, second, atol=1e-6):
     for name in first:
-        torch.testing.assert_close(first[name], second[name], atol=atol, rtol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
+        torch.testing.assert_close(
+            first[name], second[name], atol=atol, rtol=1e-5, msg=lambda m, name=name: f"{name}: {m}"
+        )
 
 
 @pytest.mark.parametrize("size", [1, 3, 5])
@@ -141,7 +143,7 @@ def test_the_norm_is_clipped(tiny):
 
 def test_reading_before_writing_is_explained():
     empty = RolloutBatch(0, [], 4)
-    with pytest.raises(RuntimeError, match="put bae.callbacks.Rollouts before"):
+    with pytest.raises(RuntimeError, match=r"put bae\.callbacks\.Rollouts before"):
         empty.rolled_out()
-    with pytest.raises(RuntimeError, match="put bae.callbacks.BlockwiseAdvantages after"):
+    with pytest.raises(RuntimeError, match=r"put bae\.callbacks\.BlockwiseAdvantages after"):
         empty.weighed()

@@ -114,6 +114,12 @@ def test_a_timeout_is_not_wrong_but_is_not_rewarded():
     ],
 )
 def test_objectives_that_name_what_is_not_there(changes, message):
-    options = {"name": "confidence_brier", "block": "confidence", "reward": brier, "worst": -1.0, "given": "correctness"}
+    options = {
+        "name": "confidence_brier",
+        "block": "confidence",
+        "reward": brier,
+        "worst": -1.0,
+        "given": "correctness",
+    }
     with pytest.raises(ValueError, match=message):
         check_objectives([OBJECTIVES[0], Objective(**options | changes)], BLOCKS)

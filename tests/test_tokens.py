@@ -99,7 +99,7 @@ def test_stopping_after_the_answer_is_the_next_blocks_decision():
 def test_smollm2_ids_map_back_to_their_text(text):
     tokenizer = smollm2_tokenizer()
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    ours, spans, block_of = locate_blocks(ids, token_bytes(tokenizer), BLOCKS)
+    ours, _, block_of = locate_blocks(ids, token_bytes(tokenizer), BLOCKS)
     assert ours == text
     assert block_of == sorted(block_of)
 

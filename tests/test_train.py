@@ -79,11 +79,14 @@ def test_a_run_is_found_in_mlflow(train, capsys):
 def test_the_completion_table_can_be_read(train):
     train("steps=1")
     (run,) = runs()
-    table = MlflowClient(STORE).load_table(run_ids=[run.info.run_id], experiment_id="1", artifact_file="completions/step_000001.json")  # fmt: skip
+    where = {"run_ids": [run.info.run_id], "experiment_id": run.info.experiment_id}
+    table = MlflowClient(STORE).load_table(artifact_file="completions/step_000001.json", **where)
     assert len(table) == 16
     row = table.iloc[0]
     assert (row["block/solution"] + row["block/confidence"]).startswith(row["text"])  # then the end of sequence
-    assert {"prompt", "answer", "verdict", "confidence", "reward/correctness", "advantage/confidence_brier"} <= set(table)
+    assert {"prompt", "answer", "verdict", "confidence", "reward/correctness", "advantage/confidence_brier"} <= set(
+        table
+    )
 
 
 @pytest.mark.parametrize("options", [[], ["training.optimizer_steps=2", "callbacks.entropy.target=9"]])
@@ -205,7 +208,8 @@ def test_a_wrong_configuration_is_one_sentence(train, capsys, arguments, message
 
 def spawn(*arguments, cwd):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([BAE_TRAIN, *SMALL, *arguments], cwd=cwd, env=environment, stderr=subprocess.PIPE, text=True)  # fmt: skip
+    command = [BAE_TRAIN, *SMALL, *arguments]
+    return subprocess.Popen(command, cwd=cwd, env=environment, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.mark.slow

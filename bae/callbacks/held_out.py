@@ -16,9 +16,7 @@ class HeldOut(L.Callback):
     every: 0 for before and after alone. samples: completions of each problem.
     """
 
-    def __init__(
-        self, pipeline: Pipeline, split: str, prompts: int, samples: int, every: int, seed: int, prefix: str
-    ):
+    def __init__(self, pipeline: Pipeline, split: str, prompts: int, samples: int, every: int, seed: int, prefix: str):
         self.pipeline = pipeline
         self.split = split
         self.prompts = min(prompts, pipeline.task.size(split))

@@ -78,7 +78,11 @@ def _decode(
     group = rows // len(prompt_ids)
     positions = (prompt_mask.cumsum(1) - 1).clamp(min=0)
     out = model(
-        input_ids=prompt_ids, attention_mask=prompt_mask.long(), position_ids=positions, use_cache=True, logits_to_keep=1
+        input_ids=prompt_ids,
+        attention_mask=prompt_mask.long(),
+        position_ids=positions,
+        use_cache=True,
+        logits_to_keep=1,
     )
     cache = out.past_key_values
     cache.batch_repeat_interleave(group)
