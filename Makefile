@@ -36,7 +36,7 @@ setup: $(VENV)/.project ## Make .venv and install the locked packages and the pr
 	@echo "$(VENV) is ready"
 
 .PHONY: run
-run: $(VENV)/.project ## Train: make run ARGS='task=... trainer.max_steps=10'
+run: $(VENV)/.project ## Train: make run ARGS='steps=300 seed=1'
 	@$(BIN)/bae-train $(ARGS)
 
 .PHONY: test

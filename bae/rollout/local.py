@@ -17,6 +17,8 @@ class LocalEngine:
     """
 
     def __init__(self, max_rows: int = 512):
+        if max_rows < 1:
+            raise ValueError(f"rollout.max_rows={max_rows}: must be 1 or more")
         self.max_rows = max_rows
 
     @torch.no_grad()  # not inference_mode: the ids return in the training pass, which keeps them for backward
