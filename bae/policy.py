@@ -68,11 +68,15 @@ class PolicyModule(L.LightningModule):
             advantages = spread_over_tokens(batch.weighed().per_block, scored.block_of)
             # Later mini-batches are off-policy, so they need the log-probabilities from before the first step.
             old = self._old_log_probs(samples) if self.optimizer_steps > 1 else None
-            minis = torch.arange(len(weights)).chunk(self.optimizer_steps)
+            minis = self._mini_batches(len(weights))
             for mini in minis:
                 metrics = self._optimise(samples, mini, weights, advantages, old, batch.entropy_coef)
                 for name, value in metrics.items():
                     batch.metrics[name] = batch.metrics.get(name, 0.0) + value / len(minis)
+
+    def _mini_batches(self, n: int) -> list[Tensor]:
+        """Every optimizer_steps-th completion: parts of every group in each, and the same however many ranks share."""
+        return [torch.arange(i, n, self.optimizer_steps) for i in range(self.optimizer_steps)]
 
     def _optimise(
         self,
@@ -134,7 +138,7 @@ class PolicyModule(L.LightningModule):
     def _old_log_probs(self, samples: Samples) -> Tensor:
         """(N, T), in the same micro-batches as the update, so that the first ratio is exactly 1."""
         out = torch.zeros(samples.completion_ids.shape)
-        for mini in torch.arange(len(out)).chunk(self.optimizer_steps):
+        for mini in self._mini_batches(len(out)):
             for part in mini.split(self.micro_batch_size):
                 log_p, _ = self.score(samples, part)
                 out[part, : log_p.shape[1]] = log_p.cpu()

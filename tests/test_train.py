@@ -166,13 +166,6 @@ def test_a_stopped_run_goes_on_where_it_was(train, monkeypatch):
     assert [step for step, _ in history(run, "val/accuracy")] == [0, 2, 4]
 
 
-def test_a_resumed_run_can_be_made_longer(train):
-    train("steps=1")
-    (run,) = runs()
-    resume_without_small(run.data.tags["output_folder"], "steps=2")
-    assert [step for step, _ in history(runs()[0], "train/accuracy")] == [1, 2]
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -27,10 +27,6 @@ class Checkpoints(Checkpoint):
         self.keep = keep
         self.log_policy = log_policy
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        # A finished run that is made longer would stop at once: Lightning remembers that its batch was the last.
-        trainer.fit_loop.epoch_loop.batch_progress.is_last_batch = False
-
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: RolloutBatch, batch_idx: int
     ) -> None:
