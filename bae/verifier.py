@@ -1,15 +1,19 @@
 r"""Verifiers: does the policy's answer equal the reference?
 
 The answer is hostile text: whatever the policy finds to make a check slow, big or wrong, it will write.
-IntegerVerifier serves generated arithmetic. MathVerifier runs github.com/huggingface/Math-Verify on the
-answer put in \boxed{}, as arXiv 2602.10231 does, in worker processes that can be killed.
+IntegerVerifier serves generated arithmetic. MathVerifier decides by the text what may be compared (bae.answers has the
+rule) and has github.com/huggingface/Math-Verify, as arXiv 2602.10231 does, compare the expressions in it, in worker
+processes that can be killed.
 
-Not guarded yet; each of these may be CORRECT though it should not:
-- the question copied back, or an unevaluated form of the value (`2+3` for 5);
-- an equation for a value (`4=5` for 5: math-verify takes the last side), several answers in one;
-- other or missing units (math-verify drops them), a percent sign elsewhere than at the end;
-- text that closes the box and opens another (`1} or \boxed{2`);
-- floats that differ after the sixth decimal only.
+Not guarded, so CORRECT though one might wish it were not:
+- an expression with variables in any form, also that of the question (`(x+1)^2` for x^2+2x+1);
+- a constant that could be simplified but is no longer than the reference (`\sqrt{12}` for 2\sqrt3), a fraction that is
+  not reduced, a value times or over 1;
+- a decimal for a constant that is no fraction, if they agree to the sixth place;
+- a unit where the reference has none (`12 cm` for 12), a number where the reference has a percent sign or vice versa;
+- an inequality where the reference is a pair of numbers, as (1,2) may be the interval.
+Right, but not accepted: prose around a right answer, a mark of a choice with its text (`(E) hyperbola`), inequalities
+joined by `or` for a union, one-letter units (`540m`) outside \text, Markdown.
 """
 
 import enum
@@ -21,14 +25,15 @@ import resource
 import signal
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from pebble import ProcessExpired, ProcessPool
 
+from bae import answers
+
 Pair = tuple[str, str]  # answer, reference
 
-_PERCENT = re.compile(r"\s*(?:\\?%|percent)\s*$")
 _soft_limit = 0  # bytes of address space; set in the workers only
 
 
@@ -41,10 +46,21 @@ class Verdict(enum.Enum):
     TIMEOUT = "timeout"
 
 
-class Verifier(Protocol):
-    """Compares (answer, reference) pairs: one verdict per pair, in order. Bad references raise ValueError."""
+Check = Callable[[str, str], Verdict]
 
-    def verify(self, pairs: Sequence[Pair]) -> list[Verdict]: ...
+
+class Verifier(Protocol):
+    """Compares answers with references, and with each other; one result per pair, in order."""
+
+    def verify(self, pairs: Sequence[Pair]) -> list[Verdict]:
+        """Verdicts on (answer, reference) pairs. Raises ValueError for a bad reference."""
+
+    def equivalent(self, pairs: Sequence[Pair]) -> list[bool]:
+        """Whether two answers of the policy mean the same, for votes among them.
+
+        Symmetric, and True for equal texts, but not transitive: 12 may agree with both `12 cm` and `12 km`. False
+        if either cannot be read or is out of the limits: raises nothing for what answers contain.
+        """
 
     def close(self) -> None: ...
 
@@ -62,8 +78,14 @@ class IntegerVerifier:
     def verify(self, pairs: Sequence[Pair]) -> list[Verdict]:
         return [self._compare(answer.strip(), reference.strip()) for answer, reference in pairs]
 
+    def equivalent(self, pairs: Sequence[Pair]) -> list[bool]:
+        return [self._same(one.strip(), other.strip()) for one, other in pairs]
+
     def close(self) -> None:
         pass
+
+    def _same(self, one: str, other: str) -> bool:
+        return one == other or (all(map(self._integer.fullmatch, (one, other))) and int(one) == int(other))
 
     def _compare(self, answer: str, reference: str) -> Verdict:
         if not self._integer.fullmatch(reference):
@@ -76,17 +98,19 @@ class IntegerVerifier:
 class MathVerifier:
     r"""math-verify in `workers` spawned processes, at most `timeout` seconds and (on Linux) `memory_mb` MiB per answer.
 
-    UNPARSEABLE are answers that are blank, longer than `max_chars` characters or, unless they equal the
-    reference as text, no expression to math-verify. Where just one side ends in a percent sign, it may equal
-    the other as printed or as its hundredth (`50\%` equals 50, 0.5, 1/2); two such sides compare as printed.
+    Answers must be in final form; bae.answers has the rule. UNPARSEABLE are, unless they equal the reference as text,
+    those that are blank, longer than `max_chars` characters, have anything foreign in them (prose, several boxes,
+    operations that the reference lacks), or are no expression to math-verify. WRONG are other values, and a sum or
+    power where a number is asked for. `equivalent` takes either answer as the reference of the other, and both must
+    be CORRECT, which makes it symmetric.
 
     Each distinct pair is checked once per call. An answer out of its limits costs `timeout` seconds and its
     worker, 1-3 s to replace: n of them take up to n * (timeout + 3) / workers seconds. A reference too slow
     to parse shows as TIMEOUT as well. Workers start at the first call that needs them and end with close(),
     the object or the interpreter; a call after close() starts new ones. Calls from threads take turns.
 
-    Raises ValueError for a reference that is blank or parses to nothing (the data's fault, not the policy's),
-    RuntimeError if the workers break down three times in one call.
+    Raises ValueError for a reference that is blank or has brackets that do not match (the data's fault, not the
+    policy's), RuntimeError if the workers break down three times in one call.
     """
 
     def __init__(self, timeout: float = 2.0, memory_mb: int = 2048, workers: int = 2, max_chars: int = 1000) -> None:
@@ -96,11 +120,23 @@ class MathVerifier:
         self._stop: weakref.finalize[..., Any] | None = None
 
     def verify(self, pairs: Sequence[Pair]) -> list[Verdict]:
+        for _, reference in pairs:
+            if not reference.strip():
+                raise ValueError(f"the reference is blank: {reference!r}")
+        return self._checked(_check, pairs)
+
+    def equivalent(self, pairs: Sequence[Pair]) -> list[bool]:
+        ordered = [(min(texts), max(texts)) for texts in ((one.strip(), other.strip()) for one, other in pairs)]
+        unequal = [pair for pair in ordered if pair[0] != pair[1] and max(map(len, pair)) <= self.max_chars]
+        verdicts = dict(zip(unequal, self._checked(_check_both_ways, unequal), strict=True))
+        return [pair[0] == pair[1] or verdicts.get(pair) is Verdict.CORRECT for pair in ordered]
+
+    def _checked(self, check: Check, pairs: Sequence[Pair]) -> list[Verdict]:
         verdicts: dict[Pair, Verdict] = {}
         with self._lock:
             for last_try in (False, False, True):
                 try:
-                    self._complete(verdicts, pairs)
+                    self._complete(verdicts, check, pairs)
                     break
                 except BaseException as error:
                     self.close()  # drops the checks still queued
@@ -115,20 +151,18 @@ class MathVerifier:
                 self._stop()
             self._pool = self._stop = None
 
-    def _complete(self, verdicts: dict[Pair, Verdict], pairs: Sequence[Pair]) -> None:
+    def _complete(self, verdicts: dict[Pair, Verdict], check: Check, pairs: Sequence[Pair]) -> None:
         futures = {}
-        for answer, reference in dict.fromkeys(pairs):
-            pair = answer, reference
+        for pair in dict.fromkeys(pairs):
+            answer, reference = pair
             if pair in verdicts:
                 continue
-            if not reference.strip():
-                raise ValueError(f"the reference is blank: {reference!r}")
             if len(answer) > self.max_chars or not answer.strip():
                 verdicts[pair] = Verdict.UNPARSEABLE
             elif answer.strip() == reference.strip():
                 verdicts[pair] = Verdict.CORRECT
             else:
-                futures[pair] = self._running_pool().schedule(_check, pair, timeout=self.timeout)
+                futures[pair] = self._running_pool().schedule(check, pair, timeout=self.timeout)
         for pair, future in futures.items():
             error = future.exception()  # not raised when expected: a traceback would tie self into a cycle
             if isinstance(error, (TimeoutError, ProcessExpired)):
@@ -166,7 +200,7 @@ def _start_worker(memory_mb: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     for name in ("math_verify", "latex2sympy2_extended"):
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
-    _compare("1", r"2\%")
+    _compare("1+x", "x+2")
     size, more = _peak_address_space(), memory_mb << 20
     if not size:
         return
@@ -178,32 +212,35 @@ def _start_worker(memory_mb: int) -> None:
 
 def _check(answer: str, reference: str) -> Verdict:
     """One pair, in a worker."""
-    verdict = _compare(answer, reference)
+    return _within_limits(_compare(answer, reference))
+
+
+def _check_both_ways(one: str, other: str) -> Verdict:
+    """Two answers, in a worker. CORRECT if each would be, were the other the reference."""
+    if answers.canonical(one) == answers.canonical(other) is not None:
+        return Verdict.CORRECT
+    try:
+        verdict = _compare(one, other)
+        return _within_limits(_compare(other, one) if verdict is Verdict.CORRECT else verdict)
+    except ValueError:  # one that is no reference
+        return Verdict.UNPARSEABLE
+
+
+def _within_limits(verdict: Verdict) -> Verdict:
     if _soft_limit and _peak_address_space() > _soft_limit:
         os._exit(1)  # pebble reports ProcessExpired
     return verdict
 
 
 def _compare(answer: str, reference: str) -> Verdict:
-    from math_verify import parse, verify  # heavy, so in the workers only
-    from sympy import Expr, Rational
-
-    # Hydra pins antlr 4.9.3, under which latex2sympy2-extended cannot read `50\%` (AtomContext.FUNC_GAMMA is
-    # missing) and the comparison is silently false; so the sign is taken off here.
-    bare_answer, bare_reference = _PERCENT.sub("", answer), _PERCENT.sub("", reference)
-    # Zero turns off math-verify's own alarms, which cannot interrupt C code. parse gives [expression, text];
-    # reversed, so that equal texts are equal whatever comparing the expressions raises.
-    gold = parse(f"\\boxed{{{bare_reference}}}", parsing_timeout=0)[::-1]
-    if not gold:
-        raise ValueError(f"math-verify parses the reference to nothing: {reference!r}")
+    wanted = answers.canonical(reference)
+    if wanted is None:
+        raise ValueError(f"the reference is blank or its brackets do not match: {reference!r}")
+    found = answers.canonical(answer)
+    if found is None:
+        return Verdict.UNPARSEABLE
     try:
-        found = parse(f"\\boxed{{{bare_answer}}}", parsing_timeout=0, raise_on_error=True)[::-1]
-        only_text = all(isinstance(value, str) for value in found)
-        equal = verify(gold, found, timeout_seconds=0, raise_on_error=True)
-        if not equal and (bare_answer == answer) != (bare_reference == reference):
-            side = gold if bare_answer == answer else found  # the one with the percent sign
-            side[:] = [value * Rational(1, 100) for value in side if isinstance(value, Expr)]
-            equal = verify(gold, found, timeout_seconds=0, raise_on_error=True)
+        equal = answers.matches(found, wanted, _equal)
     except MemoryError:
         return Verdict.TIMEOUT
     except Exception:
@@ -212,4 +249,21 @@ def _compare(answer: str, reference: str) -> Verdict:
         return Verdict.UNPARSEABLE
     if equal:
         return Verdict.CORRECT
-    return Verdict.UNPARSEABLE if only_text else Verdict.WRONG
+    return Verdict.WRONG if answers.readable(found, wanted) else Verdict.UNPARSEABLE
+
+
+def _equal(answer: str, reference: str) -> bool:
+    """Whether two expressions have the same value. Raises ValueError for an answer that is none."""
+    from latex2sympy2_extended import NormalizationConfig  # heavy, so in the workers only
+    from math_verify import LatexExtractionConfig, parse, verify
+
+    # Nothing is cut off: bae.answers has dealt with units.
+    config = [LatexExtractionConfig(normalization_config=NormalizationConfig(malformed_operators=True, nits=True))]
+    # Zero turns off math-verify's own alarms, which cannot interrupt C code. parse gives [expression, text];
+    # reversed, so that equal texts are equal whatever comparing the expressions raises.
+    gold = parse(f"\\boxed{{{reference}}}", config, parsing_timeout=0)[::-1]
+    found = parse(f"\\boxed{{{answer}}}", config, parsing_timeout=0, raise_on_error=True)[::-1]
+    equal = verify(gold, found, timeout_seconds=0, raise_on_error=True, allow_set_relation_comp=True)
+    if not equal and all(isinstance(value, str) for value in found):
+        raise ValueError(f"no expression: {answer!r}")
+    return equal

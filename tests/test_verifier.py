@@ -1,4 +1,4 @@
-"""Tests of bae.verifier: verdicts, percent signs, hostile answers and their limits."""
+"""Tests of bae.verifier: verdicts, percent signs, equivalence, hostile answers and their limits."""
 
 import math
 import multiprocessing
@@ -32,6 +32,7 @@ HOSTILE = {
     "symbols": "+".join(f"x_{{{i}}}" for i in range(2000)),
     "flat powers": "9^9^9^9",
 }
+OPEN = r"x+\binom{x}{2}"  # a reference to which each of these is in form, so that math-verify gets to see it
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +77,12 @@ def test_integer_forms():
 def test_integer_bad_reference(reference):
     with pytest.raises(ValueError, match="reference"):
         IntegerVerifier().verify([("7", reference)])
+
+
+def test_integer_equivalent():
+    pairs = [("7", "007"), ("+7", " 7 "), ("-0", "0"), ("x", " x "), ("", ""), ("7", "8"), ("7", "7.0"), ("x", "7")]
+    assert IntegerVerifier().equivalent(pairs) == [True] * 5 + [False] * 3
+    assert IntegerVerifier().equivalent([("9" * 101, "9" * 101), ("9" * 101, "0" + "9" * 101)]) == [True, False]
 
 
 # MathVerifier: ordinary answers
@@ -147,6 +154,43 @@ def test_bad_reference(maths):
     with pytest.raises(ValueError, match="blank"):
         maths.verify([("", " ")])
     assert maths.verify([("5.0", "5")]) == [CORRECT]  # still of use
+
+
+def test_equivalent(maths):
+    same = [
+        *[
+            ("1/2", "0.5"),
+            ("x=5", "5"),
+            ("12 cm", "12"),
+            (r"\sqrt{12}", r"2\sqrt{3}"),
+            ("1,2", r"\{2,1\}"),
+            ("B", "(B)"),
+        ],
+        *[("@", "@ "), ("", " "), ("}", "}"), ("9" * 2000, "9" * 2000), ("The answer is 5", "The  answer is 5.")],
+    ]
+    other = [
+        *[
+            ("1/2", "1/3"),
+            ("12 cm", "12 km"),
+            ("(1,2)", "(2,1)"),
+            ("2+3", "5"),
+            ("x=5", "y=5"),
+            ("The answer is 5", "5"),
+        ],
+        *[("", "5"), ("}", "5"), ("5", "@"), ("9" * 2000, "9" * 2001), ("\ud800", "5"), ("答案", "5")],
+    ]
+    for pairs, expected in ((same, True), (other, False)):
+        for one, another in pairs:
+            assert maths.equivalent([(one, another), (another, one)]) == [expected] * 2, (one, another)
+    assert maths.equivalent((same + other) * 2) == ([True] * len(same) + [False] * len(other)) * 2
+    assert maths.equivalent([]) == []
+
+
+def test_equivalent_of_hostile_answers():
+    one = MathVerifier(timeout=1.0, workers=1)
+    pairs = [("10^{10^{9}}", "x+1"), ("x+1", "10^{10^{9}}"), ("x+1", "1+x")]
+    assert one.equivalent(pairs) == [False, False, True]
+    one.close()
 
 
 def test_order_and_duplicates(maths, monkeypatch):
@@ -236,10 +280,20 @@ def test_exit_without_close_is_prompt(tmp_path):
 # MathVerifier: hostile answers
 
 
+def test_hostile_answers_to_a_number_cost_nothing():
+    hostile = MathVerifier(timeout=20.0)
+    assert hostile.verify([("1.0", "1")]) == [CORRECT]
+    start = time.monotonic()
+    verdicts = hostile.verify([(answer, "5") for answer in HOSTILE.values()])
+    assert time.monotonic() - start < 5.0  # 0.1 s on an idle machine
+    hostile.close()
+    assert set(verdicts) == {WRONG, UNPARSEABLE}
+
+
 @pytest.mark.slow
 def test_hostile_answers_in_one_batch():
     timeout, workers = 1.0, 2
-    pairs = [("5.0", "5"), *((answer, "5") for answer in HOSTILE.values()), ("10/2", "5")]
+    pairs = [("5.0", "5"), *((answer, OPEN) for answer in HOSTILE.values()), ("10/4", "2.5")]
     hostile = MathVerifier(timeout=timeout, workers=workers)
     assert hostile.verify([("1.0", "1")]) == [CORRECT]
     start = time.monotonic()
@@ -261,7 +315,7 @@ def test_hostile_answers_in_one_batch():
 @pytest.mark.slow
 def test_long_hostile_answers_without_a_length_limit():
     hostile = MathVerifier(timeout=1.0, max_chars=10**6)
-    pairs = [(HOSTILE[name], "5") for name in ("fractions", "braces", "symbols")] + [("5.0", "5")]
+    pairs = [(HOSTILE[name], OPEN) for name in ("fractions", "braces", "symbols")] + [("5.0", "5")]
     *verdicts, normal = hostile.verify(pairs)
     hostile.close()
     assert set(verdicts) <= {TIMEOUT, UNPARSEABLE, WRONG}
@@ -273,7 +327,7 @@ def test_a_long_c_call_is_killed_at_once():
     one = MathVerifier(timeout=0.5, workers=1)
     one.verify([("1.0", "1")])
     start = time.monotonic()
-    assert one.verify([("10^{10^{9}}", "5")]) == [TIMEOUT]
+    assert one.verify([("10^{10^{9}}", OPEN)]) == [TIMEOUT]
     assert time.monotonic() - start < 3.0
     one.close()
 
@@ -281,7 +335,7 @@ def test_a_long_c_call_is_killed_at_once():
 def test_memory_limit():
     """A real answer that needs over 1 GiB, in ample time; math-verify itself swallows the MemoryError."""
     one = MathVerifier(timeout=60.0, memory_mb=128, workers=1)
-    assert one.verify([(r"2^{10^{10}}", "5"), ("5.0", "5")]) == [TIMEOUT, CORRECT]
+    assert one.verify([(r"2^{10^{10}}", OPEN), ("5.0", "5")]) == [TIMEOUT, CORRECT]
     one.close()
 
 
