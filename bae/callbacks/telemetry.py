@@ -44,7 +44,7 @@ class Telemetry(L.Callback):
 def completion_metrics(trainer: L.Trainer, scored: Scored, objectives: list[str]) -> dict[str, float]:
     """What there is to say of completions alone, over all ranks; the same in training and on held-out problems."""
     completions = scored.completions
-    column = lambda values: gather(trainer, torch.tensor(values, dtype=torch.float))  # noqa: E731
+    column = lambda values: gather(trainer, torch.tensor(values, dtype=torch.double))  # noqa: E731
     share = lambda flags: column(flags).mean().item()  # noqa: E731
     correct = column([c.correct for c in completions])
     confidence = column([torch.nan if c.confidence is None else c.confidence for c in completions])
