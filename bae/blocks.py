@@ -111,6 +111,15 @@ def find_spans(text: str, blocks: Sequence[Block]) -> Spans:
     return Spans(tuple(starts), tuple(well_formed) + (False,) * (len(blocks) - len(well_formed)), tuple(sections))
 
 
+def read_section(text: str, tag: str) -> str | None:
+    """What stands between `<tag>` and `</tag>`, if each comes exactly once and in this order; for completions whose
+    format is not ours."""
+    opening, closing = f"<{tag}>", f"</{tag}>"
+    if text.count(opening) != 1 or text.count(closing) != 1:
+        return None
+    return text.partition(opening)[2].partition(closing)[0] if text.index(opening) < text.index(closing) else None
+
+
 def parse_confidence(text: str) -> float | None:
     """The number in [0, 1] that `text` is, else None ("1.7", "NaN", "85%", "1e-1" and long digit strings are not)."""
     stripped = text.strip()

@@ -1,6 +1,7 @@
 """Where the policy's weights and tokenizer come from, and how a question becomes a prompt for it."""
 
 import importlib.util
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,23 @@ class Policy:
     tokenizer: Any
     prompt_template: str | None
 
-    def encode(self, system: str, question: str) -> list[int]:
-        """Token ids of one prompt, up to where the completion begins."""
+    def encode(self, system: str, question: str, examples: Sequence[Mapping[str, str]] = ()) -> list[int]:
+        """Token ids of one prompt, up to where the completion begins.
+
+        examples: earlier turns of the chat, {question, completion} each, for a model that has to be shown the format.
+        Raises ValueError for examples where there is a prompt template in the place of a chat.
+        """
         if self.prompt_template is not None:
+            if examples:
+                raise ValueError("objectives.examples are turns of a chat; with model.prompt_template there is none")
             # Not str.format: a question may hold braces of its own.
             text = self.prompt_template.replace("{system}", system).replace("{question}", question)
             return self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        messages = [{"role": "system", "content": system}, {"role": "user", "content": question}]
+        messages = [{"role": "system", "content": system}]
+        for example in examples:
+            messages += [{"role": "user", "content": example["question"]},
+                         {"role": "assistant", "content": example["completion"]}]  # fmt: skip
+        messages += [{"role": "user", "content": question}]
         return self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
 
     def save(self, folder: Path) -> None:

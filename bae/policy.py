@@ -17,13 +17,23 @@ from bae.models import Policy
 Optimizer = Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
 
 
+def lr_share(step: int, total: int, warmup: int, final: float) -> float:
+    """Share of the learning rate at optimiser step `step` (from 0) of `total`: up to 1 over `warmup` steps, then
+    linearly down to `final` at the last."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return 1 - (1 - final) * min(1.0, (step + 1 - warmup) / max(1, total - warmup))
+
+
 class PolicyModule(L.LightningModule):
     """Trains `policy` on batches that callbacks have rolled out and weighed.
 
     Optimisation is manual: groups stay whole for the baseline, micro-batches are small for memory.
 
     optimizer: parameters -> optimiser (a partial).
+    steps: rollout batches of the whole run.
     warmup_steps: optimiser steps over which the learning rate rises linearly from 0.
+    final_lr: what is left of it, as a share, at the last step; it falls linearly after the warm-up.
     clip: epsilon of the clipped surrogate. max_grad_norm: clipping by global norm.
     temperature: of sampling; the loss sees the same distribution that was sampled from.
     micro_batch_size: completions in one forward and backward pass.
@@ -35,12 +45,14 @@ class PolicyModule(L.LightningModule):
         policy: Policy,
         blocks: Iterable[Block],
         optimizer: Optimizer,
+        steps: int,
         warmup_steps: int,
         clip: float,
         max_grad_norm: float,
         temperature: float,
         micro_batch_size: int,
         optimizer_steps: int = 1,
+        final_lr: float = 1.0,
     ):
         super().__init__()
         self.automatic_optimization = False
@@ -48,17 +60,20 @@ class PolicyModule(L.LightningModule):
         self.model = policy.model
         self.block_weights = [block.weight for block in blocks]
         self.optimizer = optimizer
+        self.steps = steps
         self.warmup_steps = warmup_steps
         self.clip = clip
         self.max_grad_norm = max_grad_norm
         self.temperature = temperature
         self.micro_batch_size = micro_batch_size
         self.optimizer_steps = optimizer_steps
+        self.final_lr = final_lr
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(self.parameters())
-        warm_up = lambda step: min(1.0, (step + 1) / max(1, self.warmup_steps))  # noqa: E731
-        return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, warm_up)}
+        total = self.steps * self.optimizer_steps
+        schedule = lambda step: lr_share(step, total, self.warmup_steps, self.final_lr)  # noqa: E731
+        return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)}
 
     def training_step(self, batch: RolloutBatch, batch_idx: int) -> None:
         """Writes batch.metrics: entropy (nats a token), clip_fraction, grad_norm, lr; means over optimiser steps."""
@@ -68,15 +83,18 @@ class PolicyModule(L.LightningModule):
             advantages = spread_over_tokens(batch.weighed().per_block, scored.block_of)
             # Later mini-batches are off-policy, so they need the log-probabilities from before the first step.
             old = self._old_log_probs(samples) if self.optimizer_steps > 1 else None
-            minis = self._mini_batches(len(weights))
+            minis = self._mini_batches(samples)
             for mini in minis:
                 metrics = self._optimise(samples, mini, weights, advantages, old, batch.entropy_coef)
                 for name, value in metrics.items():
                     batch.metrics[name] = batch.metrics.get(name, 0.0) + value / len(minis)
 
-    def _mini_batches(self, n: int) -> list[Tensor]:
-        """Every optimizer_steps-th completion: parts of every group in each, and the same however many ranks share."""
-        return [torch.arange(i, n, self.optimizer_steps) for i in range(self.optimizer_steps)]
+    def _mini_batches(self, samples: Samples) -> list[Tensor]:
+        """Every optimizer_steps-th completion: parts of every group in each, and the same however many ranks share.
+        Each is sorted by length, so that micro-batches hold little padding."""
+        lengths = samples.prompt_mask.sum(1) + samples.completion_mask.sum(1)
+        minis = [torch.arange(i, len(lengths), self.optimizer_steps) for i in range(self.optimizer_steps)]
+        return [mini[lengths[mini].argsort(stable=True)] for mini in minis]
 
     def _optimise(
         self,
@@ -138,7 +156,7 @@ class PolicyModule(L.LightningModule):
     def _old_log_probs(self, samples: Samples) -> Tensor:
         """(N, T), in the same micro-batches as the update, so that the first ratio is exactly 1."""
         out = torch.zeros(samples.completion_ids.shape)
-        for mini in self._mini_batches(len(out)):
+        for mini in self._mini_batches(samples):
             for part in mini.split(self.micro_batch_size):
                 log_p, _ = self.score(samples, part)
                 out[part, : log_p.shape[1]] = log_p.cpu()

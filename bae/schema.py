@@ -1,10 +1,10 @@
-"""Types of the top-level keys of conf/train.yaml, so that `lr=abc` and `+typo=3` are refused when composing."""
+"""Types of the top-level keys of the entry points' yaml, so that `lr=abc` and `+typo=3` are refused when composing."""
 
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING
+from omegaconf import MISSING, OmegaConf
 
 
 @dataclass
@@ -32,13 +32,56 @@ class TrainSchema:
     name: str = MISSING
     outputs: str = MISSING
     output_folder: str = MISSING
+    skip_finished: bool = False
     resume: str | None = None
 
 
+@dataclass
+class EvaluateSchema:
+    """What each key means is said in conf/evaluate.yaml."""
+
+    run: str | None = None
+    completions: str | None = None
+    split: Any = MISSING
+    prompts: int | None = None
+    samples: int = MISSING
+    temperature: float = MISSING
+    max_new_tokens: int | None = None
+    seed: int = MISSING
+    device: str = MISSING
+    columns: dict[str, Any] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    verifier: dict[str, Any] = field(default_factory=dict)
+    resamples: int = MISSING
+    task: dict[str, Any] = field(default_factory=dict)
+    logger: dict[str, Any] = field(default_factory=dict)
+    name: str = MISSING
+    outputs: str = MISSING
+
+
+@dataclass
+class ReportSchema:
+    """What each key means is said in conf/report.yaml."""
+
+    experiments: list[str] | None = None
+    runs: list[str] | None = None
+    models: list[str] | None = None
+    resamples: int = MISSING
+    table: str | None = None
+    figure: str | None = None
+    logger: dict[str, Any] = field(default_factory=dict)
+    name: str = MISSING
+    outputs: str = MISSING
+    folder: str = MISSING
+
+
 TOP_LEVEL = frozenset(f.name for f in fields(TrainSchema))
-OBJECTIVES = frozenset(("system_prompt", "malformed", "blocks", "rewards"))
+OBJECTIVES = frozenset(("system_prompt", "examples", "malformed", "blocks", "rewards"))
 
 
 def register() -> None:
-    """Make the schema known to Hydra as `train_schema`."""
-    ConfigStore.instance().store(name="train_schema", node=TrainSchema)
+    """Make the schemas known to Hydra, as `train_schema` and so on."""
+    for name, schema in (("train", TrainSchema), ("evaluate", EvaluateSchema), ("report", ReportSchema)):
+        ConfigStore.instance().store(name=f"{name}_schema", node=schema)
+    # For sweeps at a fixed number of completions: prompts_per_step: ${share:512,${group_size}}
+    OmegaConf.register_new_resolver("share", lambda total, parts: int(total) // int(parts), replace=True)

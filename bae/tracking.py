@@ -2,7 +2,8 @@
 
 import os
 import subprocess
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from filelock import FileLock
 from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.utilities import rank_zero_only
 from mlflow import MlflowClient
-from mlflow.entities import Param, RunTag
+from mlflow.entities import Metric, Param, Run, RunTag
 
 PARENT_RUN = "BAE_PARENT_RUN"
 """Environment variable by which a sweep tells its jobs, in whatever process they run, whose children they are."""
@@ -99,6 +100,11 @@ class MLflowRun(MLFlowLogger):
         if step > self.logged_until:
             self.experiment.log_table(self.run_id, table, f"completions/step_{step:06d}.json")
 
+    def log_evaluation(self, name: str, summary: Any, files: Iterable[Path]) -> None:
+        """Log what `log_evaluation` below does, to this run."""
+        assert self.run_id is not None  # ranks other than the first do not log
+        log_evaluation(self.experiment, self.run_id, name, summary, files)
+
     def log_folder(self, folder: Path) -> None:
         """Log a folder under its own name."""
         self.experiment.log_artifacts(self.run_id, str(folder), folder.name)
@@ -107,12 +113,25 @@ class MLflowRun(MLFlowLogger):
         self.experiment.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
 
+def log_evaluation(client: MlflowClient, run_id: str, name: str, summary: Any, files: Iterable[Path]) -> None:
+    """Log the metrics of a `bae.evaluation.Summary` as `eval/<name>/…`, test-time scaling with the number of samples
+    in the place of the step, and files as artifacts in `evaluation/`."""
+    now = int(time.time() * 1000)
+    values = [(f"eval/{name}/{key}", value, 0) for key, value in summary.metrics.items()]
+    for strategy, curve in summary.scaling.items():
+        values += [(f"eval/{name}/scaling/{strategy.replace('@', '_at_')}", y, n) for n, y in enumerate(curve, 1)]
+    for i in range(0, len(values), 1000):  # MLflow's limit for one call
+        client.log_batch(run_id, metrics=[Metric(key, value, now, step) for key, value, step in values[i : i + 1000]])
+    for file in files:
+        client.log_artifact(run_id, str(file), "evaluation")
+
+
 def is_rank_zero() -> bool:
     """Whether this process is the one that logs; known from the environment before any process group is."""
     return getattr(rank_zero_only, "rank", 0) == 0
 
 
-def find_run_folder(tracking_uri: str, run_id: str) -> Path:
+def find_run_folder(key: str, run_id: str, tracking_uri: str) -> Path:
     """The output folder that a run was tagged with. Raises FileNotFoundError if there is no such run."""
     from mlflow.exceptions import MlflowException
 
@@ -120,9 +139,22 @@ def find_run_folder(tracking_uri: str, run_id: str) -> Path:
         return Path(MlflowClient(tracking_uri).get_run(run_id).data.tags["output_folder"])
     except (MlflowException, KeyError) as error:
         raise FileNotFoundError(
-            f"resume={run_id}: neither an output folder nor a run in {tracking_uri}; give the folder that the run "
+            f"{key}={run_id}: neither an output folder nor a run in {tracking_uri}; give the folder that the run "
             "printed, or its MLflow run id"
         ) from error
+
+
+def search(tracking_uri: str, experiments: Sequence[str], filter_string: str) -> list[Run]:
+    """Runs of the experiments that are there, newest first."""
+    client = MlflowClient(tracking_uri)
+    found = [client.get_experiment_by_name(name) for name in experiments]
+    ids = [experiment.experiment_id for experiment in found if experiment]
+    runs: list[Run] = []
+    token: str | None = ""
+    while ids and token is not None:
+        page = client.search_runs(ids, filter_string, order_by=["attributes.start_time DESC"], page_token=token or None)
+        runs, token = runs + list(page), page.token or None
+    return runs
 
 
 def history(tracking_uri: str, run_id: str, metric: str) -> dict[int, float]:

@@ -4,7 +4,10 @@ Heavy imports wait inside the functions: --help and a mistyped key answer at onc
 workers, which import the main module again, start light.
 """
 
+import hashlib
+import json
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from bae import cli, schema
+from bae.build import make, make_pipeline, plain, quieten
 
 if TYPE_CHECKING:
     import lightning as L
@@ -22,6 +26,7 @@ if TYPE_CHECKING:
 
 CONFIG_FILE = "config.yaml"  # in the output folder: the configuration, as composed
 RUN_FILE = "run_id"  # in the output folder: the run in MLflow
+PLACES = ("outputs", "output_folder", "logger", "name", "resume", "skip_finished")  # keys that change no result
 
 
 def main() -> None:
@@ -36,9 +41,12 @@ def train(cfg: DictConfig) -> None:
     with cli.user_errors():
         if cfg.resume:
             folder, checkpoint = find_checkpoint(cfg)
-            cfg = saved_config(folder)
+            cfg = saved_config(folder, [o for o in HydraConfig.get().overrides.task if not o.startswith("resume=")])
             run_id = (folder / RUN_FILE).read_text()
         check(cfg)
+        if cfg.skip_finished and not cfg.resume and (finished := find_finished(cfg)):
+            print(f"done before: run {finished} in {cfg.logger.tracking_uri}; skip_finished=false does it again")
+            return
         trainer, module, data = build(cfg, run_id)
     trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
     if trainer.is_global_zero:
@@ -71,6 +79,8 @@ def check(cfg: DictConfig) -> None:
         )
     if not 0 < cfg.training.clip < 1:
         raise cli.UserError(f"training.clip={cfg.training.clip}: must lie between 0 and 1")
+    if not 0 <= cfg.training.final_lr <= 1:
+        raise cli.UserError(f"training.final_lr={cfg.training.final_lr}: a share of lr, from 0 to 1")
     if cfg.training.micro_batch_size < 1:
         raise cli.UserError(f"training.micro_batch_size={cfg.training.micro_batch_size}: must be 1 or more")
 
@@ -79,28 +89,21 @@ def build(cfg: DictConfig, run_id: str | None) -> "tuple[L.Trainer, PolicyModule
     """The parts of a run; each is named by `_target_` in conf/. run_id: the run to go on with, None for a new one."""
     import lightning as L
 
-    from bae.blocks import make_blocks
     from bae.datamodule import PromptDataModule
     from bae.policy import PolicyModule
-    from bae.rollout.pipeline import Pipeline
-    from bae.scoring import Scorer
-    from bae.tokens import token_bytes
 
     quieten()
     L.seed_everything(cfg.seed, verbose=False)
-    blocks = make_blocks(plain(cfg.objectives.blocks))
-    objectives = [make(spec, name=name) for name, spec in cfg.objectives.rewards.items()]
     task, policy = make(cfg.task), make(cfg.model)
-    pipeline = Pipeline(
-        policy=policy,
-        engine=make(cfg.rollout),
-        scorer=Scorer(blocks, objectives, task.verifier, token_bytes(policy.tokenizer), cfg.objectives.malformed),
-        task=task,
-        system_prompt=cfg.objectives.system_prompt,
-        max_new_tokens=cfg.max_new_tokens,
+    pipeline = make_pipeline(cfg, policy, task)
+    module = PolicyModule(
+        policy,
+        pipeline.scorer.blocks,
+        make(cfg.optimizer),
+        steps=cfg.steps,
         temperature=cfg.temperature,
+        **plain(cfg.training),
     )
-    module = PolicyModule(policy, blocks, make(cfg.optimizer), temperature=cfg.temperature, **plain(cfg.training))
     data = PromptDataModule(task, cfg.steps, cfg.prompts_per_step, cfg.group_size, cfg.seed)
     callbacks = [make(part) for part in cfg.callbacks.values() if part]
     callbacks = [part(pipeline) if isinstance(part, partial) else part for part in callbacks]
@@ -114,65 +117,67 @@ def build(cfg: DictConfig, run_id: str | None) -> "tuple[L.Trainer, PolicyModule
         log_every_n_steps=1,
         use_distributed_sampler=False,  # PromptLoader gives each rank its share
     )
-    if run_id is None and trainer.is_global_zero:
+    if trainer.is_global_zero:
         folder = Path(cfg.output_folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(cfg, folder / CONFIG_FILE)
-        (folder / RUN_FILE).write_text(logger.run_id)
-        logger.log_config(plain(cfg), {k: v for k, v in HydraConfig.get().runtime.choices.items() if "/" not in k})
-        logger.set_tags({"output_folder": str(folder.absolute())})
+        if run_id is None:
+            folder.mkdir(parents=True, exist_ok=True)
+            OmegaConf.save(cfg, folder / CONFIG_FILE)
+            (folder / RUN_FILE).write_text(logger.run_id)
+            logger.log_config(plain(cfg), {k: v for k, v in HydraConfig.get().runtime.choices.items() if "/" not in k})
+        logger.set_tags({"output_folder": str(folder.absolute()), "settings": settings(cfg)})
     return trainer, module, data
 
 
-def quieten() -> None:
-    """Silence what libraries say of themselves; warnings that a user can act on stay."""
-    import logging
-    import warnings
-
-    from transformers.utils import logging as transformers_logging
-
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    transformers_logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", message=".*module\\(s\\) in eval mode.*")  # meant: no dropout
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")  # between lightning and torch
+def settings(cfg: DictConfig) -> str:
+    """A digest of all that decides what a run computes; where it writes is left out."""
+    placeless = cfg.copy()
+    placeless.outputs = placeless.output_folder = ""  # callbacks refer to them
+    decisive = {key: value for key, value in plain(placeless).items() if key not in PLACES}
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def make(node: DictConfig, **more: Any) -> Any:
-    """Instantiate a node of the configuration; what it is given are plain dicts and lists."""
-    from hydra.utils import instantiate
+def find_finished(cfg: DictConfig) -> str | None:
+    """The id of a finished run in MLflow with these settings."""
+    from bae.tracking import search
 
-    return instantiate(node, _convert_="all", **more)
-
-
-def plain(node: DictConfig) -> Any:
-    return OmegaConf.to_container(node, resolve=True)
+    found = search(
+        cfg.logger.tracking_uri,
+        [cfg.logger.experiment],
+        f"tags.settings = '{settings(cfg)}' and attributes.status = 'FINISHED'",
+    )
+    return found[0].info.run_id if found else None
 
 
 def find_checkpoint(cfg: DictConfig) -> tuple[Path, Path]:
     """The output folder that `resume` means and its newest checkpoint. Raises UserError if there is none."""
     from bae.callbacks.checkpoints import saved_checkpoints
-    from bae.tracking import find_run_folder
 
-    folder = Path(cfg.resume)
-    if not folder.is_dir():
-        folder = find_run_folder(cfg.logger.tracking_uri, cfg.resume)
-    if not (folder / RUN_FILE).is_file():
-        raise cli.UserError(f"resume={cfg.resume}: {folder} is not the output folder of a run; it has no {RUN_FILE}")
+    folder = run_folder("resume", cfg.resume, cfg.logger.tracking_uri)
     checkpoints = saved_checkpoints(folder)
     if not checkpoints:
         raise cli.UserError(f"resume={cfg.resume}: {folder} holds no checkpoint yet; start the run anew")
     return folder, checkpoints[-1]
 
 
-def saved_config(folder: Path) -> DictConfig:
+def run_folder(key: str, value: str, tracking_uri: str) -> Path:
+    """The output folder of a run, named by it or by its MLflow run id. Raises UserError if `value` is neither; `key`
+    is what the user wrote it as."""
+    from bae.tracking import find_run_folder
+
+    folder = Path(value) if Path(value).is_dir() else find_run_folder(key, value, tracking_uri)
+    if not (folder / RUN_FILE).is_file():
+        raise cli.UserError(f"{key}={value}: {folder} is not the output folder of a run; it has no {RUN_FILE}")
+    return folder
+
+
+def saved_config(folder: Path, overrides: Sequence[str] = ()) -> DictConfig:
     """The configuration of the run in `folder`, with the values that were changed on this command line."""
     saved = OmegaConf.load(folder / CONFIG_FILE)
     OmegaConf.set_struct(saved, True)
-    overrides = [o for o in HydraConfig.get().overrides.task if not o.startswith("resume=")]
     for override in overrides:
         if OmegaConf.is_dict(OmegaConf.select(saved, override.partition("=")[0])):
             raise cli.UserError(f"{override}: a resumed run keeps its parts; only values can change, as in steps=300")
-    merged = OmegaConf.merge(saved, OmegaConf.from_dotlist(overrides), {"output_folder": str(folder)})
+    merged = OmegaConf.merge(saved, OmegaConf.from_dotlist(list(overrides)), {"output_folder": str(folder)})
     assert isinstance(merged, DictConfig)
     return merged
 

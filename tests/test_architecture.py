@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 BAE = Path(__file__).parent.parent / "bae"
-ENTRY_POINTS = {"cli.py", "schema.py", "sweep.py", "train.py", "warmstart.py"}
-PURE = ["blocks", "baselines", "advantages", "losses"]
+ENTRY_POINTS = {"build.py", "cli.py", "evaluate.py", "report.py", "schema.py", "sweep.py", "train.py", "warmstart.py"}
+PURE = ["answers", "blocks", "baselines", "advantages", "losses", "voting"]
 
 
 @pytest.mark.parametrize("module", PURE)

@@ -15,7 +15,7 @@ GROUPS = ["model", "task", "objectives", "baseline", "rollout", "strategy", "cal
 OPTIONS = [
     (path.parent.relative_to(CONF).as_posix(), path.stem)
     for path in sorted(CONF.rglob("*.yaml"))
-    if path.parent != CONF and not path.stem.startswith("_")
+    if path.parent != CONF and not path.stem.startswith("_") and path.parent.name != "report"
 ]
 
 

@@ -9,13 +9,20 @@ import torch
 
 from bae.batch import Advantages, RolloutBatch, Samples, Scored
 from bae.blocks import make_blocks
-from bae.policy import PolicyModule
+from bae.policy import PolicyModule, lr_share
 
 BLOCKS = make_blocks({"solution": ["answer"], "confidence": {"sections": ["confidence"], "weight": 2.0}})
 
 
 def module(policy, **options):
-    settings = {"warmup_steps": 0, "clip": 0.2, "max_grad_norm": 1e9, "temperature": 0.8, "micro_batch_size": 8}
+    settings = {
+        "steps": 9,
+        "warmup_steps": 0,
+        "clip": 0.2,
+        "max_grad_norm": 1e9,
+        "temperature": 0.8,
+        "micro_batch_size": 8,
+    }
     made = PolicyModule(policy, BLOCKS, partial(torch.optim.SGD, lr=0.1), **settings | options)
     made.trainer = SimpleNamespace(world_size=1, strategy=SimpleNamespace(model=made))
     configured = made.configure_optimizers()
@@ -133,6 +140,13 @@ def test_metrics_of_the_update(tiny):
     assert work.metrics["lr"] == pytest.approx(0.1 / 4)
     assert work.metrics["grad_norm"] > 0
     assert work.seconds["update"] > 0
+
+
+def test_the_learning_rate_rises_and_falls():
+    shares = [lr_share(step, total=8, warmup=2, final=0.4) for step in range(9)]
+    assert shares == pytest.approx([0.5, 1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.4])  # a longer run stays at the end
+    assert [lr_share(step, 3, 0, 1.0) for step in range(3)] == [1.0] * 3
+    assert lr_share(5, total=4, warmup=10, final=0.0) == 0.6  # a run shorter than its warm-up
 
 
 def test_the_norm_is_clipped(tiny):

@@ -3,6 +3,7 @@
 from bae.callbacks.checkpoints import Checkpoints
 from bae.callbacks.completions import CompletionTable
 from bae.callbacks.entropy import AdaptiveEntropy
+from bae.callbacks.evaluation import Evaluation
 from bae.callbacks.held_out import HeldOut
 from bae.callbacks.progress import ProgressBar
 from bae.callbacks.telemetry import Telemetry
@@ -13,6 +14,7 @@ __all__ = [
     "BlockwiseAdvantages",
     "Checkpoints",
     "CompletionTable",
+    "Evaluation",
     "HeldOut",
     "ProgressBar",
     "Rollouts",

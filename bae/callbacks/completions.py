@@ -7,11 +7,12 @@ import torch
 
 from bae.batch import RolloutBatch
 from bae.rollout.pipeline import Pipeline
+from bae.samples import columns
 
 
 class CompletionTable(L.Callback):
-    """Logs `rows` completions of the first and of every `every`-th step: prompt, text, blocks, answer, confidence,
-    verdict, and each objective's reward and advantage."""
+    """Logs `rows` completions of the first and of every `every`-th step: the columns of bae.samples, the text of each
+    block, and each objective's reward and advantage."""
 
     def __init__(self, pipeline: Pipeline, every: int, rows: int):
         self.pipeline = pipeline
@@ -31,20 +32,10 @@ class CompletionTable(L.Callback):
         samples, scored = batch.rolled_out()
         scorer = self.pipeline.scorer
         chosen = scored.completions[: self.rows]
-        table: dict[str, list] = {
-            "step": [batch.step + 1] * len(chosen),
-            "prompt": [c.problem.question for c in chosen],
-            "text": [c.text for c in chosen],
-        }
+        table = {"step": [batch.step + 1] * len(chosen), **columns(chosen)}
         for k, block in enumerate(scorer.blocks):
             ids = [samples.completion_ids[n][scored.block_of[n] == k] for n in range(len(chosen))]
             table[f"block/{block.name}"] = [self.pipeline.policy.tokenizer.decode(row) for row in ids]
-        table |= {
-            "answer": [next((s.content for s in c.sections if s.tag == "answer"), None) for c in chosen],
-            "reference": [c.problem.answer for c in chosen],
-            "verdict": [c.verdicts[0].value if c.verdicts else "none" for c in chosen],
-            "confidence": [c.confidence for c in chosen],
-        }
         for j, objective in enumerate(scorer.objectives):
             table[f"reward/{objective.name}"] = _column(scored.rewards, j, len(chosen))
             table[f"advantage/{objective.name}"] = _column(batch.weighed().per_objective, j, len(chosen))

@@ -1,5 +1,6 @@
 """The progress bar: step, rewards, ECE and time left."""
 
+import sys
 from typing import Any
 
 import lightning as L
@@ -10,14 +11,15 @@ from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 class ProgressBar(TQDMProgressBar):
     """Lightning's bar, counting rollout steps instead of epochs."""
 
-    def init_train_tqdm(self) -> Tqdm:
-        bar = super().init_train_tqdm()
-        bar.bar_format = "{desc} {n_fmt}/{total_fmt} |{bar:20}| {elapsed}<{remaining}{postfix}"
-        return bar
+    BAR_FORMAT = "{desc} {n_fmt}/{total_fmt} |{bar:20}| {elapsed}<{remaining}{postfix}"
 
-    def on_train_epoch_start(self, trainer: L.Trainer, *args: Any) -> None:
-        super().on_train_epoch_start(trainer, *args)
-        self.train_progress_bar.set_description("step")
+    def init_train_tqdm(self) -> Tqdm:
+        total = self.total_train_batches
+        return Tqdm(desc="step", total=total, disable=self.is_disabled, dynamic_ncols=True, file=sys.stdout,
+                    smoothing=0, bar_format=self.BAR_FORMAT)  # fmt: skip
+
+    def on_train_epoch_start(self, *args: Any) -> None:
+        """Nothing: the run is one epoch, and the bar is there since it began."""
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         metrics = super().get_metrics(trainer, pl_module)

@@ -1,6 +1,6 @@
 """From problems to scored completions: what training and held-out evaluation have in common."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -15,7 +15,8 @@ from bae.tasks import Task
 class Pipeline:
     """Encode, sample, score.
 
-    system_prompt: what the policy is told of the format. max_new_tokens: tokens a completion may have.
+    system_prompt: what the policy is told of the format. examples: turns that show it; see `Policy.encode`.
+    max_new_tokens: tokens a completion may have.
     temperature: of sampling.
     """
 
@@ -26,6 +27,7 @@ class Pipeline:
     system_prompt: str
     max_new_tokens: int
     temperature: float
+    examples: Sequence[Mapping[str, str]] = ()
 
     def __call__(
         self, problems: Sequence[Problem], keys: Sequence[tuple[int, ...]], group_size: int
@@ -38,7 +40,7 @@ class Pipeline:
         tokenizer = self.policy.tokenizer
         samples = self.engine.sample(
             self.policy.model,
-            [self.policy.encode(self.system_prompt, problem.question) for problem in problems],
+            [self.policy.encode(self.system_prompt, problem.question, self.examples) for problem in problems],
             keys,
             group_size=group_size,
             max_new_tokens=self.max_new_tokens,

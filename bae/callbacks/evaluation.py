@@ -1,0 +1,42 @@
+"""The evaluation that tables are made from, once, after the last step."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+from bae.distributed import gather_objects
+from bae.evaluation import measure, sample
+from bae.rollout.pipeline import Pipeline
+from bae.samples import merge
+
+
+class Evaluation(L.Callback):
+    """Samples each of `splits` and logs `eval/<split>/…`, the samples and the figures: what `bae-evaluate` does, of
+    the policy in memory.
+
+    prompts: of each split, null for all. samples: completions of each. folder: where `evaluation/` is written.
+    """
+
+    def __init__(
+        self, pipeline: Pipeline, splits: list[str], prompts: int | None, samples: int, seed: int, folder: str
+    ):
+        for split in splits:
+            pipeline.task.size(split)  # raises for a split that is not there, before any work
+        self.pipeline = pipeline
+        self.splits = splits
+        self.prompts = prompts
+        self.samples = samples
+        self.seed = seed
+        self.folder = Path(folder) / "evaluation"
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        for split in self.splits:
+            part = sample(self.pipeline, split, self.prompts, self.samples, self.seed,
+                          trainer.global_rank, trainer.world_size)  # fmt: skip
+            table = merge(gather_objects(trainer, part))
+            if trainer.is_global_zero:
+                summary, files = measure(table, self.pipeline.task.verifier, self.folder, split)
+                for logger in trainer.loggers:
+                    if hasattr(logger, "log_evaluation"):
+                        logger.log_evaluation(split, summary, files)

@@ -1,0 +1,107 @@
+"""From a policy to a table of samples, and from the table to metrics, curves and figures."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pandas
+import torch
+from tqdm import tqdm
+
+from bae import figures
+from bae.bootstrap import clustered_bootstrap, iid_bootstrap
+from bae.metrics import reliability_table
+from bae.rollout.pipeline import Pipeline
+from bae.samples import NO_ANSWER, by_prompt, columns, frame, pairs
+from bae.verifier import Verdict, Verifier
+from bae.voting import answer_classes_of_prompts, scaling
+
+DRAWS = 2**32 - 2
+"""In the place of a step in the seeds of evaluation: no training step has this number."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a table of samples says.
+
+    metrics: by name, those of bae.metrics and the share of each outcome of the verifier; `sem/<metric>` is the paper's
+        standard error (pairs taken as independent), `sem_by_prompt/<metric>` that of a bootstrap of prompts.
+    scaling: test-time scaling, {strategy: accuracy with 1, 2, … samples}; empty if prompts have different numbers of
+        samples.
+    """
+
+    metrics: dict[str, float]
+    scaling: dict[str, list[float]]
+
+
+def sample(
+    pipeline: Pipeline, split: str, prompts: int | None, samples: int, seed: int, rank: int = 0, world: int = 1
+) -> pandas.DataFrame:
+    """A table of `samples` completions of each of the first `prompts` problems of a split (None: all of them); of
+    those, every `world`-th from `rank` on. The draws depend on the seed and the problem's number alone."""
+    size = pipeline.task.size(split)
+    mine = range(rank, min(prompts or size, size), world)
+    at_a_time = max(1, 512 // samples)
+    parts = []
+    with tqdm(total=len(mine) * samples, desc=f"sampling {split}", unit="completion", disable=rank > 0) as bar:
+        for start in range(0, len(mine), at_a_time):
+            chosen = mine[start : start + at_a_time]
+            problems = [pipeline.task.problem(split, i) for i in chosen]
+            _, scored, _ = pipeline(problems, [(seed, DRAWS, i) for i in chosen], samples)
+            parts.append(columns(scored.completions))
+            bar.update(len(scored.completions))
+    return frame(parts)
+
+
+def summarise(table: pandas.DataFrame, verifier: Verifier, resamples: int = 1000, seed: int = 0) -> Summary:
+    """Metrics with both standard errors, outcomes, and test-time scaling by answers that the verifier finds equal."""
+    q, c, prompt = pairs(table)
+    by_pair = iid_bootstrap(q, c, resamples, seed)
+    by_cluster = clustered_bootstrap(pairs(table), resamples, seed)
+    metrics = {name: estimate.value for name, estimate in by_pair.items()}
+    metrics |= {f"sem/{name}": estimate.sem for name, estimate in by_pair.items()}
+    metrics |= {f"sem_by_prompt/{name}": estimate.sem for name, estimate in by_cluster.items()}
+    outcomes = [verdict.value for verdict in Verdict] + [NO_ANSWER]
+    metrics |= {f"outcome/{outcome}": float((table["verdict"] == outcome).mean()) for outcome in outcomes}
+    metrics |= {"prompts": float(len(set(prompt))), "samples": float(len(table))}
+    return Summary(metrics, _scaling(table, verifier))
+
+
+def _scaling(table: pandas.DataFrame, verifier: Verifier) -> dict[str, list[float]]:
+    answers = [[a if isinstance(a, str) else None for a in samples] for samples in by_prompt(table, "answer")]
+    if len({len(samples) for samples in answers}) != 1:
+        return {}
+    classes = torch.tensor(answer_classes_of_prompts(answers, verifier.equivalent))
+    correct = torch.tensor(by_prompt(table, "correct"))
+    confidence = torch.tensor(by_prompt(table, "confidence"), dtype=torch.double)
+    return {name: curve.mean(0).tolist() for name, curve in scaling(classes, correct, confidence).items()}
+
+
+def measure(
+    table: pandas.DataFrame, verifier: Verifier, folder: Path, name: str, resamples: int = 1000
+) -> tuple[Summary, list[Path]]:
+    """Write `<name>.parquet` (the samples, before anything can go wrong with them), `<name>.json` (the summary) and the
+    figures; the summary, and what was written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    samples, numbers = folder / f"{name}.parquet", folder / f"{name}.json"
+    table.to_parquet(samples, index=False)
+    summary = summarise(table, verifier, resamples)
+    numbers.write_text(json.dumps(asdict(summary), indent=1))
+    q, c, _ = pairs(table)
+    drawn = figures.save(figures.reliability({name: reliability_table(q, c)}), folder / f"{name}_reliability")
+    if len(next(iter(summary.scaling.values()), [])) > 1:
+        drawn += figures.save(figures.scaling({name: summary.scaling}), folder / f"{name}_scaling")
+    return summary, [samples, numbers, *drawn]
+
+
+def lines(summaries: dict[str, Summary], shown: Sequence[str] = ("accuracy", "auroc", "ece", "brier")) -> list[str]:
+    """A table for the terminal: a row for each set, each value with its standard error by prompt."""
+    width = max(map(len, summaries), default=0) + 2
+    table = [" " * width + "".join(f"{name:>18}" for name in (*shown, "coverage", "samples"))]
+    for name, summary in summaries.items():
+        m = summary.metrics
+        cells = [f"{m[key]:.4f} ± {m[f'sem_by_prompt/{key}']:.4f}" for key in shown]
+        cells += [f"{m['coverage']:.3f}", f"{m['samples']:.0f}"]
+        table.append(f"{name:<{width}}" + "".join(f"{cell:>18}" for cell in cells))
+    return table

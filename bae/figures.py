@@ -1,0 +1,126 @@
+"""Figures, sized for one column of a paper (3.3 inches). Each function returns a Figure; `save` writes it."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+WIDTH = 3.3  # inches
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # Okabe and Ito: told apart
+MARKERS = "osD^vPX"
+STYLE = {"fontsize": 7}
+STRATEGIES = {"pass@1": "Pass@1", "pass@k": "Pass@k", "maj": "Maj", "maxconf": "MaxConf", "weighted_maj": "WeightedMaj"}
+
+
+def save(figure: Figure, stem: Path) -> list[Path]:
+    """Write `<stem>.png` and `<stem>.svg`; the two paths."""
+    paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "svg")]
+    for path in paths:
+        figure.savefig(path, dpi=200, metadata={"Date": None} if path.suffix == ".svg" else None)
+    return paths
+
+
+def reliability(tables: Mapping[str, Mapping[str, Tensor]]) -> Figure:
+    """Reliability diagrams (paper, Fig. 4): accuracy against stated confidence by bin, over the counts of the bins.
+
+    tables: {title: bae.metrics.reliability_table}; one panel for each.
+    """
+    figure, panels = _panels(len(tables), rows=2, height=2.6, ratios=[3, 1])
+    for (title, table), top, bottom in zip(tables.items(), panels[0], panels[1], strict=True):
+        count, stated, accuracy = (table[key].numpy() for key in ("count", "confidence", "accuracy"))
+        top.plot([0, 1], [0, 1], "--", color="0.6", linewidth=0.8)
+        top.vlines(stated, accuracy, stated, color=COLOURS[1], linewidth=1, label="gap")
+        top.plot(stated, accuracy, "o", color=COLOURS[0], markersize=3.5)
+        top.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="auto")
+        top.set_title(title, **STYLE)
+        bottom.bar(np.arange(11) / 10 + np.where(np.arange(11) < 10, 0.05, 0.01), count, width=_bar_widths(),
+                   color=COLOURS[0])  # fmt: skip
+        bottom.set(xlim=(-0.03, 1.03), yscale="symlog", ylim=(0, None))
+        bottom.set_xlabel("stated confidence", **STYLE)
+    panels[0][0].set_ylabel("accuracy", **STYLE)
+    panels[1][0].set_ylabel("count", **STYLE)
+    return figure
+
+
+def scaling(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
+    """Test-time scaling (paper, Fig. 2): accuracy of each way to choose among n samples.
+
+    curves: {title: {strategy: accuracy with n = 1, 2, … samples}}; one panel for each.
+    """
+    figure, panels = _panels(len(curves), rows=1, height=2.2)
+    for (title, strategies), panel in zip(curves.items(), panels[0], strict=True):
+        for i, (name, accuracy) in enumerate(strategies.items()):
+            n = np.arange(1, len(accuracy) + 1)
+            every = [j for j in range(len(n)) if (n[j] & (n[j] - 1)) == 0 or n[j] == len(n)]
+            panel.plot(n, accuracy, color=COLOURS[i], marker=MARKERS[i], markevery=every, markersize=3, linewidth=1,
+                       label=STRATEGIES.get(name, name))  # fmt: skip
+        panel.set_xscale("log", base=2)
+        panel.set_xticks([2**j for j in range(int(np.log2(len(n))) + 1)])
+        panel.xaxis.set_major_formatter("{x:.0f}")
+        panel.set_xlabel("samples", **STYLE)
+        panel.set_title(title, **STYLE)
+    panels[0][0].set_ylabel("accuracy", **STYLE)
+    _legend(figure, panels[0][0])
+    return figure
+
+
+def training_curves(histories: Mapping[str, Sequence[Mapping[int, float]]], label: str) -> Figure:
+    """A metric over training: the mean over seeds, and a band from the lowest to the highest.
+
+    histories: {method: [{step: value}, one for each seed]}. label: of the vertical axis.
+    """
+    figure, panels = _panels(1, rows=1, height=2.2)
+    for i, (method, seeds) in enumerate(histories.items()):
+        steps = sorted(set.intersection(*(set(seed) for seed in seeds)))
+        values = np.array([[seed[step] for step in steps] for seed in seeds])
+        panels[0][0].plot(steps, values.mean(0), color=COLOURS[i], marker=MARKERS[i], markersize=2.5, linewidth=1,
+                          label=method)  # fmt: skip
+        panels[0][0].fill_between(steps, values.min(0), values.max(0), color=COLOURS[i], alpha=0.2, linewidth=0)
+    panels[0][0].set_xlabel("step", **STYLE)
+    panels[0][0].set_ylabel(label, **STYLE)
+    _legend(figure, panels[0][0])
+    return figure
+
+
+def error_distributions(errors: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
+    """Errors of proxy advantages against Monte Carlo (paper, Fig. 1): a violin for each baseline, its RMSE beside it.
+
+    errors: {stratum: {baseline: errors}}; one panel for each stratum.
+    """
+    figure, panels = _panels(len(errors), rows=1, height=2.2, share_y=True)
+    for (stratum, baselines), panel in zip(errors.items(), panels[0], strict=True):
+        values = [np.asarray(list(e), dtype=float) for e in baselines.values()]
+        parts = panel.violinplot(values, showextrema=False, widths=0.8)
+        for body, colour in zip(parts["bodies"], COLOURS, strict=False):
+            body.set(facecolor=colour, alpha=0.6)
+        for x, value in enumerate(values, 1):
+            rmse = np.sqrt((value**2).mean())
+            panel.text(x, 0.97, f"{rmse:.3f}", ha="center", va="top", fontsize=6, transform=panel.get_xaxis_transform())
+        panel.axhline(0, color="0.6", linewidth=0.8, linestyle="--")
+        panel.set_xticks(range(1, len(values) + 1), list(baselines), rotation=30, ha="right", fontsize=6)
+        panel.set_title(stratum, **STYLE)
+    panels[0][0].set_ylabel("error of the advantage", **STYLE)
+    return figure
+
+
+def _bar_widths() -> np.ndarray:
+    return np.where(np.arange(11) < 10, 0.09, 0.02)  # the last bin holds 1.0 alone
+
+
+def _panels(
+    columns: int, rows: int, height: float, ratios: Sequence[float] | None = None, share_y: bool = False
+) -> tuple[Figure, np.ndarray]:
+    figure = Figure(figsize=(max(WIDTH, 2.1 * columns), height), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False, height_ratios=ratios, sharex="col", sharey=share_y)
+    for panel in panels.flat:
+        panel.tick_params(labelsize=6)
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.grid(alpha=0.25, linewidth=0.5)
+    return figure, panels
+
+
+def _legend(figure: Figure, panel: Axes) -> None:
+    figure.legend(*panel.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=6, frameon=False)
