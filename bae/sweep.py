@@ -3,6 +3,7 @@
 import os
 from typing import Any
 
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
@@ -20,10 +21,21 @@ class SweepParent(Callback):
             logger.tracking_uri, logger.experiment, logger.artifacts, name=overrides[:200]
         )
 
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        """A job that failed fails the sweep, which may end there and then."""
+        from mlflow import MlflowClient
+
+        from bae import tracking
+
+        parent = os.environ.get(tracking.PARENT_RUN)
+        if parent and job_return.status == JobStatus.FAILED:
+            MlflowClient(config.logger.tracking_uri).set_terminated(parent, "FAILED")
+
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         from mlflow import MlflowClient
 
         from bae import tracking
 
-        parent = os.environ.pop(tracking.PARENT_RUN)
-        MlflowClient(config.logger.tracking_uri).set_terminated(parent)
+        client, parent = MlflowClient(config.logger.tracking_uri), os.environ.pop(tracking.PARENT_RUN)
+        if client.get_run(parent).info.status == "RUNNING":
+            client.set_terminated(parent)

@@ -6,13 +6,16 @@ workers, which import the main module again, start light.
 
 import hashlib
 import json
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from bae import cli, schema
@@ -48,7 +51,8 @@ def train(cfg: DictConfig) -> None:
             print(f"done before: run {finished} in {cfg.logger.tracking_uri}; skip_finished=false does it again")
             return
         trainer, module, data = build(cfg, run_id)
-    trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
+    with ranks_of_one_job(cfg):
+        trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
     if trainer.is_global_zero:
         report(cfg, trainer)
 
@@ -126,6 +130,28 @@ def build(cfg: DictConfig, run_id: str | None) -> "tuple[L.Trainer, PolicyModule
             logger.log_config(plain(cfg), {k: v for k, v in HydraConfig.get().runtime.choices.items() if "/" not in k})
         logger.set_tags({"output_folder": str(folder.absolute()), "settings": settings(cfg)})
     return trainer, module, data
+
+
+@contextmanager
+def ranks_of_one_job(cfg: DictConfig) -> Iterator[None]:
+    """Further ranks train this job, and are gone after it.
+
+    Lightning starts them with the command line of this process: in a sweep, each would start the whole sweep. And it
+    leaves the process group and its environment behind, in which the next job would wait for ranks that have ended.
+    """
+    import torch
+
+    command, environment = sys.argv, dict(os.environ)
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        sys.argv = [command[0], *HydraConfig.get().overrides.task, f"output_folder={cfg.output_folder}"]
+    try:
+        yield
+    finally:
+        sys.argv = command
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+        for name in os.environ.keys() - environment.keys():
+            del os.environ[name]
 
 
 def settings(cfg: DictConfig) -> str:

@@ -214,6 +214,28 @@ def spawn(*arguments, cwd):
     return subprocess.Popen(command, cwd=cwd, env=environment, stderr=subprocess.PIPE, text=True)
 
 
+def test_a_sweep_is_a_parent_with_its_jobs_under_it(train):
+    train("baseline=none,ocb", "steps=1", "callbacks.checkpoints.log_policy=false", "-m")
+    parent, *jobs = runs()
+    assert [job.data.tags["mlflow.parentRunId"] for job in jobs] == [parent.info.run_id] * 2
+    assert [job.data.params["baseline"] for job in jobs] == ["none", "ocb"]
+    assert {run.info.status for run in (parent, *jobs)} == {"FINISHED"}
+    assert "BAE_PARENT_RUN" not in os.environ
+
+
+def test_a_job_that_fails_fails_the_sweep(train, monkeypatch):
+    from bae.callbacks import Telemetry
+
+    def fail(*arguments):
+        raise RuntimeError("stopped")
+
+    monkeypatch.setattr(Telemetry, "on_train_batch_end", fail)
+    monkeypatch.setenv("BAE_PARENT_RUN", "")  # and take away afterwards what the sweep leaves
+    with pytest.raises(RuntimeError, match="stopped"):
+        train("baseline=none,ocb", "steps=1", "-m")
+    assert {run.info.status for run in runs()} == {"FAILED"}
+
+
 @pytest.mark.slow
 def test_eight_jobs_on_a_fresh_store_all_log(tmp_path, monkeypatch):
     jobs = [spawn("steps=2", f"seed={i}", cwd=tmp_path) for i in range(8)]
@@ -237,6 +259,24 @@ def test_two_processes_train_like_one(tmp_path, monkeypatch):
     assert both.info.run_name == "two" and len(runs()) == 2  # the second rank makes no run of its own
     for metric in ("train/reward/correctness", "train/ece", "train/entropy", "train/grad_norm", "val/brier"):
         assert dict(history(both, metric)) == pytest.approx(dict(history(one, metric)), abs=1e-4), metric
-    first, second = (weights(run.data.tags["output_folder"]) for run in (one, both))
+    assert_same_policy(one, both)
+
+
+@pytest.mark.slow
+def test_each_job_of_a_sweep_over_two_processes_is_its_own(tmp_path, monkeypatch):
+    """Lightning starts the second rank with the command line; it must be that of the job, not of the sweep."""
+    two = ["strategy=ddp", "strategy.accelerator=cpu", "strategy.devices=2"]
+    for arguments in (["steps=2", "seed=1"], ["steps=2", "seed=0,1", *two, "-m"]):
+        job = spawn(*arguments, cwd=tmp_path)
+        error = job.communicate()[1]
+        assert job.returncode == 0, error
+    monkeypatch.chdir(tmp_path)
+    alone, _, zero, one = runs()
+    assert (zero.data.params["seed"], one.data.params["seed"]) == ("0", "1")
+    assert_same_policy(alone, one)
+
+
+def assert_same_policy(one, other):
+    first, second = (weights(run.data.tags["output_folder"]) for run in (one, other))
     for name in first:
         torch.testing.assert_close(first[name], second[name], atol=1e-5, rtol=1e-4)
