@@ -5,6 +5,7 @@ confidences are drawn at random, whatever the problem: it starts able to say how
 """
 
 import random
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,11 @@ from tqdm import tqdm
 
 from bae import cli
 from bae.batch import Problem
+from bae.build import make, plain
 from bae.models import Policy
 
 TAGS = ("reasoning", "answer", "analysis", "confidence")
-WORDS = ("easy", "fair", "hard")  # what an analysis may say
-CONFIDENCES = tuple(f"{i / 10:.1f}" for i in range(11))
+WORDS = ("short", "long")  # what an analysis may say: numbers of one digit alone, or longer ones
 
 
 def make_tokenizer() -> Any:
@@ -60,23 +61,28 @@ def make_model(tokenizer: Any, hidden: int = 96, layers: int = 4, heads: int = 4
     return LlamaForCausalLM(config)
 
 
-def demonstration(problem: Problem, rng: random.Random) -> str:
-    """A completion in the format: running totals, the right answer, and a confidence that knows nothing."""
+def demonstration(problem: Problem, confidences: Mapping[str, float], rng: random.Random) -> str:
+    """A completion in the format: running totals, the right answer, a look at the problem, and a confidence that knows
+    nothing of it, drawn with the weights of `confidences`."""
     terms = problem.question.rstrip("=").replace("-", "+-").lstrip("+").split("+")
     totals, total = [], int(terms[0])
     for term in terms[1:]:
         total += int(term)
         totals.append(str(total))
-    contents = (" ".join(totals), problem.answer, rng.choice(WORDS), rng.choice(CONFIDENCES))
+    word = WORDS[any(len(term.lstrip("-")) > 1 for term in terms)]
+    (confidence,) = rng.choices(list(confidences), list(confidences.values()))
+    contents = (" ".join(totals), problem.answer, word, confidence)
     return "".join(f"<{tag}>{content}</{tag}>" for tag, content in zip(TAGS, contents, strict=True))
 
 
-def make_batch(tokenizer: Any, task: Any, start: int, rows: int, rng: random.Random) -> tuple[Tensor, Tensor]:
+def make_batch(
+    tokenizer: Any, task: Any, confidences: Mapping[str, float], start: int, rows: int, rng: random.Random
+) -> tuple[Tensor, Tensor]:
     """(B, S) ids padded on the right, and the ids to predict, -100 on prompt and padding."""
     ids, labels = [], []
     for index in range(start, start + rows):
         problem = task.problem("train", index % task.size("train"))
-        prompt, completion = tokenizer([problem.question, demonstration(problem, rng)])["input_ids"]
+        prompt, completion = tokenizer([problem.question, demonstration(problem, confidences, rng)])["input_ids"]
         ids.append(prompt + completion + [tokenizer.eos_token_id])
         labels.append([-100] * len(prompt) + completion + [tokenizer.eos_token_id])
     width = max(map(len, ids))
@@ -84,8 +90,17 @@ def make_batch(tokenizer: Any, task: Any, start: int, rows: int, rng: random.Ran
     return pad(ids, tokenizer.pad_token_id), pad(labels, -100)
 
 
-def warm_start(task: Any, steps: int, batch_size: int, micro_batch_size: int, lr: float, seed: int) -> Policy:
-    """Train model and tokenizer from nothing, on problems of the training split alone."""
+def warm_start(
+    task: Any,
+    confidences: Mapping[str, float],
+    steps: int,
+    batch_size: int,
+    micro_batch_size: int,
+    lr: float,
+    seed: int,
+) -> Policy:
+    """Train model and tokenizer from nothing, on problems of the training split alone; what the options mean is said
+    in conf/warmstart.yaml."""
     torch.manual_seed(seed)
     rng = random.Random(seed)
     tokenizer = make_tokenizer()
@@ -94,7 +109,7 @@ def warm_start(task: Any, steps: int, batch_size: int, micro_batch_size: int, lr
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=lr, total_steps=steps, pct_start=0.1)
     bar = tqdm(range(steps), desc="warm start")
     for step in bar:
-        ids, labels = make_batch(tokenizer, task, step * batch_size, batch_size, rng)
+        ids, labels = make_batch(tokenizer, task, confidences, step * batch_size, batch_size, rng)
         count = (labels != -100).sum()
         total = 0.0
         for part in torch.arange(batch_size).split(micro_batch_size):
@@ -118,11 +133,9 @@ def main() -> None:
 
 def run(cfg: DictConfig) -> None:
     """Build the task, train, save."""
-    from hydra.utils import instantiate
-
     with cli.user_errors():
-        task = instantiate(cfg.task, _convert_="all")
-    policy = warm_start(task, cfg.steps, cfg.batch_size, cfg.micro_batch_size, cfg.lr, cfg.seed)
+        task = make(cfg.task)
+    policy = warm_start(task, plain(cfg.confidences), cfg.steps, cfg.batch_size, cfg.micro_batch_size, cfg.lr, cfg.seed)
     policy.save(Path(cfg.output))
     print(f"policy   {cfg.output}\ntry it   bae-train model.path={cfg.output}")
 

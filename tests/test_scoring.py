@@ -21,7 +21,7 @@ OBJECTIVES = [
     Objective("confidence_brier", "confidence", brier, worst=-1.0, given="correctness"),
 ]
 RIGHT, WRONG = "<reasoning>5</reasoning><answer>5</answer>", "<reasoning>5</reasoning><answer>6</answer>"
-SURE = "<analysis>easy</analysis><confidence>0.9</confidence>"
+SURE = "<analysis>short</analysis><confidence>0.9</confidence>"
 
 
 def score(texts, malformed="penalise", blocks=BLOCKS, objectives=OBJECTIVES, ended=True, verifier=None):
@@ -46,12 +46,12 @@ MALFORMED = {
     "prose": "5 + 5",
     "no answer": "<reasoning>5</reasoning>" + SURE,
     "truncated solution": "<reasoning>5</reasoning><answer>5",
-    "no confidence": RIGHT + "<analysis>easy</analysis>",
+    "no confidence": RIGHT + "<analysis>short</analysis>",
     "two confidences": RIGHT + SURE + "<confidence>0.9</confidence>",
     "above one": RIGHT + SURE.replace("0.9", "1.7"),
-    "not a number": RIGHT + SURE.replace("0.9", "easy"),
+    "not a number": RIGHT + SURE.replace("0.9", "short"),
     "nested": RIGHT + "<analysis><confidence>0.9</confidence></analysis>",
-    "truncated confidence": RIGHT + "<analysis>easy</analysis><confidence>0.",
+    "truncated confidence": RIGHT + "<analysis>short</analysis><confidence>0.",
     "stopped": RIGHT,
 }
 FIRST_BLOCK = {"empty", "prose", "no answer", "truncated solution"}

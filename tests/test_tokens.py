@@ -73,7 +73,7 @@ def test_blocks_partition_any_ids(name, data):
 def test_each_token_is_in_the_block_of_its_first_byte(name):
     tokenizer = TOKENIZERS[name]
     solution = SOLUTION if name == "byte-level" else "<reasoning>1 2</reasoning><answer>2</answer>"
-    confidence = CONFIDENCE if name == "byte-level" else CONFIDENCE.replace("sure", "easy")
+    confidence = CONFIDENCE if name == "byte-level" else CONFIDENCE.replace("sure", "short")
     ids = tokenizer(solution + confidence, add_special_tokens=False)["input_ids"]
     table = token_bytes(tokenizer)
     text, spans, block_of = locate_blocks(ids, table, BLOCKS)

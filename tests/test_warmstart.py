@@ -59,7 +59,12 @@ def test_the_policy_that_ships():
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_the_command_rebuilds_an_equivalent_one():
+    from omegaconf import OmegaConf
+
     from bae.warmstart import warm_start
 
     cfg, splits = settings()
-    check(warm_start(Arithmetic(splits), cfg.steps, cfg.batch_size, cfg.micro_batch_size, cfg.lr, cfg.seed))
+    confidences = OmegaConf.to_container(cfg.confidences)
+    check(
+        warm_start(Arithmetic(splits), confidences, cfg.steps, cfg.batch_size, cfg.micro_batch_size, cfg.lr, cfg.seed)
+    )
