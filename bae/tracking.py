@@ -3,7 +3,8 @@
 import os
 import subprocess
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,27 +21,37 @@ PARENT_RUN = "BAE_PARENT_RUN"
 """Environment variable by which a sweep tells its jobs, in whatever process they run, whose children they are."""
 
 PARAM_LIMIT = 500
+SQLITE = "sqlite:///"
 PACKAGES = ("torch", "transformers", "lightning", "mlflow", "hydra-core", "math-verify", "numpy")
 
 
-def prepare_store(tracking_uri: str, experiment: str, artifacts: str | None) -> str:
-    """Make database, schema and experiment if they are not there; the experiment's id.
+@contextmanager
+def store(tracking_uri: str) -> Iterator[MlflowClient]:
+    """A client, alone with the store for the `with` body where that is SQLite; its schema is there.
 
     Jobs that start together wait for each other here: MLflow's own set-up of a fresh SQLite file is not safe
     against a second one.
     """
-    if not tracking_uri.startswith("sqlite:///"):
-        return _experiment_id(MlflowClient(tracking_uri), experiment, None)
-    database = Path(tracking_uri.removeprefix("sqlite:///")).absolute()
+    if not tracking_uri.startswith(SQLITE):
+        yield MlflowClient(tracking_uri)
+        return
+    database = Path(tracking_uri.removeprefix(SQLITE)).absolute()
     database.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{database}.lock"):
-        location = Path(artifacts).absolute().as_uri() if artifacts else None
-        return _experiment_id(MlflowClient(tracking_uri), experiment, location)
+        client = MlflowClient(tracking_uri)
+        client.search_experiments(max_results=1)  # makes the schema
+        yield client
 
 
-def _experiment_id(client: MlflowClient, name: str, artifacts: str | None) -> str:
-    found = client.get_experiment_by_name(name)
-    return found.experiment_id if found else client.create_experiment(name, artifact_location=artifacts)
+def prepare_store(tracking_uri: str, experiment: str, artifacts: str | None) -> str:
+    """Make database, schema and experiment if they are not there; the experiment's id. artifacts: with SQLite, the
+    folder for them."""
+    with store(tracking_uri) as client:
+        found = client.get_experiment_by_name(experiment)
+        if found:
+            return found.experiment_id
+        local = Path(artifacts).absolute().as_uri() if artifacts and tracking_uri.startswith(SQLITE) else None
+        return client.create_experiment(experiment, local)
 
 
 def open_parent(tracking_uri: str, experiment: str, artifacts: str | None, name: str) -> str:
@@ -136,7 +147,8 @@ def find_run_folder(key: str, run_id: str, tracking_uri: str) -> Path:
     from mlflow.exceptions import MlflowException
 
     try:
-        return Path(MlflowClient(tracking_uri).get_run(run_id).data.tags["output_folder"])
+        with store(tracking_uri) as client:
+            return Path(client.get_run(run_id).data.tags["output_folder"])
     except (MlflowException, KeyError) as error:
         raise FileNotFoundError(
             f"{key}={run_id}: neither an output folder nor a run in {tracking_uri}; give the folder that the run "
@@ -146,8 +158,8 @@ def find_run_folder(key: str, run_id: str, tracking_uri: str) -> Path:
 
 def search(tracking_uri: str, experiments: Sequence[str], filter_string: str) -> list[Run]:
     """Runs of the experiments that are there, newest first."""
-    client = MlflowClient(tracking_uri)
-    found = [client.get_experiment_by_name(name) for name in experiments]
+    with store(tracking_uri) as client:
+        found = [client.get_experiment_by_name(name) for name in experiments]
     ids = [experiment.experiment_id for experiment in found if experiment]
     runs: list[Run] = []
     token: str | None = ""

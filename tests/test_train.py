@@ -238,7 +238,7 @@ def test_a_job_that_fails_fails_the_sweep(train, monkeypatch):
 
 @pytest.mark.slow
 def test_eight_jobs_on_a_fresh_store_all_log(tmp_path, monkeypatch):
-    jobs = [spawn("steps=2", f"seed={i}", cwd=tmp_path) for i in range(8)]
+    jobs = [spawn("steps=2", f"seed={i}", "skip_finished=true", cwd=tmp_path) for i in range(8)]
     errors = [job.communicate()[1] for job in jobs]
     assert [job.returncode for job in jobs] == [0] * 8, errors
     monkeypatch.chdir(tmp_path)
