@@ -61,6 +61,7 @@ class PromptDataModule(L.LightningDataModule):
 
     def __init__(self, task: Task, steps: int, prompts_per_step: int, group_size: int, seed: int, split: str = "train"):
         super().__init__()
+        task.size(split)  # raises for a split that cannot be had, before any work
         self.task = task
         self.steps = steps
         self.prompts_per_step = prompts_per_step

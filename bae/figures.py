@@ -32,8 +32,8 @@ def reliability(tables: Mapping[str, Mapping[str, Tensor]]) -> Figure:
     for (title, table), top, bottom in zip(tables.items(), panels[0], panels[1], strict=True):
         count, stated, accuracy = (table[key].numpy() for key in ("count", "confidence", "accuracy"))
         top.plot([0, 1], [0, 1], "--", color="0.6", linewidth=0.8)
-        top.vlines(stated, accuracy, stated, color=COLOURS[1], linewidth=1, label="gap")
-        top.plot(stated, accuracy, "o", color=COLOURS[0], markersize=3.5)
+        top.vlines(stated, accuracy, stated, color=COLOURS[1], linewidth=1)
+        top.scatter(stated, accuracy, s=3 + 60 * count / count.sum(), color=COLOURS[0], zorder=3)  # area: share
         top.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="auto")
         top.set_title(title, **STYLE)
         bottom.bar(np.arange(11) / 10 + np.where(np.arange(11) < 10, 0.05, 0.01), count, width=_bar_widths(),

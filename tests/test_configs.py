@@ -72,6 +72,38 @@ def test_the_papers_experiment_has_the_papers_settings():
     assert cfg["model"]["dtype"] == "bfloat16"
 
 
+def swept(experiment):
+    schema.register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", [f"experiment={experiment}"], return_hydra_config=True)
+    return OmegaConf.to_container(cfg.hydra.sweeper.params)
+
+
+def test_tables_are_sweeps():
+    assert swept("table1") == {"method": "rlcr,none,batch_mean,group_mean,ocb", "seed": "0,1,2"}
+    assert swept("paper/table1") == {"method": "rlcr,none,batch_mean,group_mean,ocb"}
+    assert swept("table5")["group_size"] == "8,16,32,64"
+    cfg = composed("experiment=table5", "group_size=64")
+    assert cfg["prompts_per_step"] * 64 == 512
+
+
+@pytest.mark.parametrize(
+    ("method", "rewards", "baseline"),
+    [("rlcr", ["rlcr"], "group_mean"), ("ocb", ["correctness", "confidence_brier"], "outcome_conditioned")],
+)
+def test_a_method_is_objectives_and_baseline(method, rewards, baseline):
+    cfg = composed("experiment=table1", f"method={method}")
+    assert list(cfg["objectives"]["rewards"]) == rewards and cfg["baseline"]["_target_"].endswith(baseline)
+
+
+def test_reports_are_of_methods_and_sets_that_are_published():
+    for path in sorted((CONF / "report").glob("table[12356].yaml")):
+        spec = OmegaConf.to_container(OmegaConf.load(path))
+        assert spec["reference"] in spec["methods"] and set(spec["published"]) == set(spec["sets"])
+        for published in spec["published"].values():
+            assert set(published) <= set(spec["methods"])
+
+
 def test_every_option_is_commented_or_plain():
     for path in CONF.rglob("*.yaml"):
         first = Path(path).read_text().splitlines()[0]

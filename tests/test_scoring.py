@@ -1,11 +1,15 @@
 """From sampled ids to rewards, and what malformed output earns."""
 
+import math
+from functools import partial
+
 import pytest
 import torch
 
 from bae.batch import Problem, Samples
 from bae.blocks import make_blocks
 from bae.objectives import Objective, check_objectives
+from bae.objectives.bce import bce
 from bae.objectives.brier import brier
 from bae.objectives.correctness import correctness
 from bae.objectives.rlcr import rlcr
@@ -39,6 +43,15 @@ def test_rewards_of_completions_in_form():
     torch.testing.assert_close(scored.rewards, torch.tensor([[1.0, -0.01], [0.0, -0.81]]))
     assert scored.present.all() and not scored.malformed.any()
     assert [c.verdicts for c in scored.completions] == [(Verdict.CORRECT,), (Verdict.WRONG,)]
+
+
+def test_the_logarithmic_reward():
+    reward = partial(bce, epsilon=0.01)
+    objectives = [Objective("confidence_bce", "confidence", reward, worst=math.log(0.01), given=None)]
+    sure, certain = SURE, SURE.replace("0.9", "1.0")
+    scored = score([RIGHT + sure, WRONG + sure, RIGHT + certain, WRONG + certain, RIGHT], objectives=objectives)
+    expected = [math.log(0.9), math.log(0.1), math.log(0.99), math.log(0.01), math.log(0.01)]  # clipped; the worst
+    torch.testing.assert_close(scored.rewards[:, 0], torch.tensor(expected))
 
 
 MALFORMED = {

@@ -5,7 +5,7 @@ import json
 import pytest
 from conftest import DATA, needs
 
-from bae.datamodule import PromptLoader, problem_indices
+from bae.datamodule import PromptDataModule, PromptLoader, problem_indices
 from bae.tasks.arithmetic import Arithmetic
 from bae.tasks.dataset import DatasetTask
 from bae.verifier import IntegerVerifier, Verdict
@@ -93,9 +93,18 @@ def test_a_bad_file_is_one_sentence(tmp_path, text, message):
         dataset(path).size("train")
 
 
-def test_a_missing_file_is_noticed_at_once(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no such file"):
-        dataset(tmp_path / "gone.jsonl")
+def test_a_missing_file_is_noticed_before_training(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"task.splits.train=.*gone.jsonl: no such file"):
+        PromptDataModule(dataset(tmp_path / "gone.jsonl"), steps=1, prompts_per_step=1, group_size=2, seed=0)
+
+
+def test_a_split_may_have_columns_of_its_own(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"question": "q", "answer": "#### 5"}')
+    (tmp_path / "b.jsonl").write_text('{"problem": "p", "answer": "#### 6"}')
+    other = {"source": str(tmp_path / "b.jsonl"), "question": "problem", "answer_after": None}
+    task = DatasetTask({"train": str(tmp_path / "a.jsonl"), "val": other}, "question", "answer", IntegerVerifier(), "#")
+    assert [task.problem("val", 0).question, task.problem("val", 0).answer] == ["p", "#### 6"]
+    assert task.problem("train", 0).answer == "5"
 
 
 @needs("gsm8k_train.jsonl")

@@ -1,5 +1,6 @@
 """The evaluation that tables are made from, once, after the last step."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,23 @@ class Evaluation(L.Callback):
     """Samples each of `splits` and logs `eval/<split>/…`, the samples and the figures: what `bae-evaluate` does, of
     the policy in memory.
 
-    prompts: of each split, null for all. samples: completions of each. folder: where `evaluation/` is written.
+    prompts: of each split, None for all. samples: completions of each. max_new_tokens: None for training's.
+    folder: where `evaluation/` is written.
     """
 
     def __init__(
-        self, pipeline: Pipeline, splits: list[str], prompts: int | None, samples: int, seed: int, folder: str
+        self,
+        pipeline: Pipeline,
+        splits: list[str],
+        prompts: int | None,
+        samples: int,
+        seed: int,
+        folder: str,
+        max_new_tokens: int | None = None,
     ):
         for split in splits:
             pipeline.task.size(split)  # raises for a split that is not there, before any work
-        self.pipeline = pipeline
+        self.pipeline = replace(pipeline, max_new_tokens=max_new_tokens or pipeline.max_new_tokens)
         self.splits = splits
         self.prompts = prompts
         self.samples = samples

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,48 +15,70 @@ FILES = (".jsonl", ".json", ".parquet")
 class DatasetTask:
     """Rows of a table, one problem each.
 
-    splits: {split: source}; a source is a file (.jsonl; .json, a list; .parquet) or `hub_name[:config]:split`. It
-        is read when its split is first asked for; a file that is missing is noticed at once.
+    splits: {split: source}; a source is a file (.jsonl; .json, a list; .parquet) or `hub_name[:config]:split`, or a
+        mapping {source, question, answer, answer_after} for a split with columns of its own. It is read when its
+        split is first asked for.
     question, answer: columns. answer_after: the reference is what follows this text in the column; None for all.
     """
 
     def __init__(
-        self, splits: Mapping[str, str], question: str, answer: str, verifier: Verifier, answer_after: str | None = None
+        self,
+        splits: Mapping[str, str | Mapping[str, str | None]],
+        question: str,
+        answer: str,
+        verifier: Verifier,
+        answer_after: str | None = None,
     ):
-        self.splits = dict(splits)
-        self.question = question
-        self.answer = answer
-        self.answer_after = answer_after
+        common = {"question": question, "answer": answer, "answer_after": answer_after}
+        self.sources = {
+            split: Source(**(common | ({"source": given} if isinstance(given, str) else dict(given))))  # type: ignore[arg-type]
+            for split, given in splits.items()
+        }
         self.verifier = verifier
-        self._rows: dict[str, list[dict[str, Any]]] = {}
-        for split, source in self.splits.items():
-            if Path(source).suffix in FILES and not Path(source).is_file():
-                raise FileNotFoundError(
-                    f"task.splits.{split}={source}: no such file; name a .jsonl file, set BAE_DATA to the folder that "
-                    "has it, or name a hub dataset as in openai/gsm8k:main:train"
-                )
+        self._problems: dict[str, list[Problem]] = {}
 
     def size(self, split: str) -> int:
-        return len(self._table(split))
+        return len(self._split(split))
 
     def problem(self, split: str, index: int) -> Problem:
-        row = self._table(split)[index]
-        reference = str(row[self.answer])
-        if self.answer_after is not None:
-            reference = reference.rpartition(self.answer_after)[2]
-        return Problem(f"{split}/{index}", str(row[self.question]), reference.strip())
+        return self._split(split)[index]
 
-    def _table(self, split: str) -> list[dict[str, Any]]:
-        if split not in self.splits:
-            raise ValueError(f"the task has no split {split!r}; it has {', '.join(self.splits)}")
-        if split not in self._rows:
-            rows = read_table(self.splits[split])
-            for column in (self.question, self.answer):
-                if not rows or column not in rows[0]:
-                    has = ", ".join(rows[0]) if rows else "no rows"
-                    raise ValueError(f"task.splits.{split}={self.splits[split]}: no column {column!r}; it has {has}")
-            self._rows[split] = rows
-        return self._rows[split]
+    def _split(self, split: str) -> list[Problem]:
+        if split not in self.sources:
+            raise ValueError(f"the task has no split {split!r}; it has {', '.join(self.sources)}")
+        if split not in self._problems:
+            self._problems[split] = self.sources[split].problems(split)
+        return self._problems[split]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a split comes from; the fields are DatasetTask's."""
+
+    source: str
+    question: str
+    answer: str
+    answer_after: str | None = None
+
+    def problems(self, split: str) -> list[Problem]:
+        """Raises FileNotFoundError or ValueError, one sentence, for a file that is not there or lacks a column."""
+        if Path(self.source).suffix in FILES and not Path(self.source).is_file():
+            raise FileNotFoundError(
+                f"task.splits.{split}={self.source}: no such file; name a .jsonl file, set BAE_DATA to the folder that "
+                "has it, or name a hub dataset as in openai/gsm8k:main:train"
+            )
+        rows = read_table(self.source)
+        for column in (self.question, self.answer):
+            if not rows or column not in rows[0]:
+                has = ", ".join(rows[0]) if rows else "no rows"
+                raise ValueError(f"task.splits.{split}={self.source}: no column {column!r}; it has {has}")
+        return [
+            Problem(f"{split}/{index}", str(row[self.question]), self._reference(str(row[self.answer])))
+            for index, row in enumerate(rows)
+        ]
+
+    def _reference(self, answer: str) -> str:
+        return (answer if self.answer_after is None else answer.rpartition(self.answer_after)[2]).strip()
 
 
 def read_table(source: str) -> list[dict[str, Any]]:
