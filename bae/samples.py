@@ -18,6 +18,7 @@ from typing import Any
 import pandas
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from bae.batch import Completion
 from bae.blocks import parse_confidence, read_section
@@ -65,8 +66,7 @@ def read_completions(
     questions = [str(row[wanted["question"]]) if "question" in wanted else str(i) for i, row in enumerate(rows)]
     answers = [read_section(text, tags["answer"]) for text in texts]
     stated = [read_section(text, tags["confidence"]) for text in texts]
-    pairs = [(a, r) for a, r in zip(answers, references, strict=True) if a is not None]
-    verdicts = iter(verifier.verify(pairs))
+    verdicts = iter(_verified([(a, r) for a, r in zip(answers, references, strict=True) if a is not None], verifier))
     found = [None if answer is None else next(verdicts) for answer in answers]
     prompts = {question: str(i) for i, question in enumerate(dict.fromkeys(questions))}
     table = pandas.DataFrame(
@@ -83,6 +83,16 @@ def read_completions(
         }
     )
     return {str(model): part.drop(columns="model") for model, part in table.groupby("model", sort=False)}
+
+
+def _verified(pairs: Sequence[tuple[str, str]], verifier: Verifier, at_a_time: int = 256) -> list[Verdict]:
+    """The verdicts, in portions, so that a progress bar can tell how far it is."""
+    verdicts: list[Verdict] = []
+    with tqdm(total=len(pairs), desc="verifying", unit="answer") as bar:
+        for start in range(0, len(pairs), at_a_time):
+            verdicts += verifier.verify(pairs[start : start + at_a_time])
+            bar.update(len(verdicts) - bar.n)
+    return verdicts
 
 
 def frame(parts: Iterable[Mapping[str, list]]) -> pandas.DataFrame:

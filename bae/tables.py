@@ -1,5 +1,6 @@
 """A table or figure of the paper, ours beside the published one, from `bae.evidence`."""
 
+import itertools
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -17,13 +18,14 @@ from bae.metrics import reliability_table
 from bae.samples import pairs
 
 METRICS = {"accuracy": "acc", "auroc": "AUROC", "ece": "ECE", "brier": "Brier"}
+PAPER = "paper"
 TESTED = ("accuracy", "ece", "brier")  # metrics that get a p value in print; the CSV has all
 
 
 @dataclass(frozen=True)
 class Table:
     """title: with what is published. values: a row for each set, method and source (the paper, or a model of ours).
-    sources: {source: how many runs it rests on}. reference: the method that the others are tested against.
+    sources: {source: what it is, in words}. reference: the method that the others are tested against.
     missing: a line for each cell that no run fills."""
 
     title: str
@@ -36,14 +38,13 @@ class Table:
 def make_table(spec: Mapping[str, Any], evidence: Evidence) -> Table:
     """spec: one of conf/table/. Each value is the mean over seeds and its standard error; with one seed, the standard
     error by prompt. p: two-sided, of a paired bootstrap over prompts against the reference method, seeds pooled."""
-    paper = f"paper: {spec['paper_model']}"
     runs = {method: evidence.by_model(spec, params) for method, params in spec["methods"].items()}
     models = sorted({model for found in runs.values() for model in found})
     rows, missing, seeds = [], [], dict.fromkeys(models, 0)
     for name, splits in spec["sets"].items():
         for method in spec["methods"]:
             published = spec["published"].get(name, {}).get(method, {})
-            rows.append({"set": name, "method": method, "source": paper, "split": name, "runs": None}
+            rows.append({"set": name, "method": method, "source": PAPER, "split": name, "runs": None}
                         | {key: value[0] for key, value in published.items()}
                         | {f"{key}_sem": value[1] for key, value in published.items() if len(value) > 1})  # fmt: skip
             for model in models:
@@ -60,8 +61,17 @@ def make_table(spec: Mapping[str, Any], evidence: Evidence) -> Table:
     if not models:
         missing.append(f"no finished runs in {', '.join(evidence.experiments or spec['experiments'])}; "
                        f"{spec['command']}")  # fmt: skip
-    sources = {paper: "as published"} | {model: f"{count} seed{'s' * (count != 1)}" for model, count in seeds.items()}
+    sources = {PAPER: f"{spec['paper_model']} (paper)"}
+    for model, count in seeds.items():
+        sources[model] = f"{_size(model, runs)}, {count} seed{'s' * (count != 1)}"
     return Table(spec["title"], pandas.DataFrame(rows), sources, spec["reference"], missing)
+
+
+def _size(model: str, runs: Mapping[str, Mapping[str, Sequence[Run]]]) -> str:
+    """The model and its number of parameters, so that nobody takes it for the paper's."""
+    some = next(found[model][0] for found in runs.values() if model in found)
+    parameters = some.data.tags.get("parameters")
+    return model if parameters is None else f"{model} ({int(parameters) / 1e6:,.2f} M parameters)"
 
 
 def _values(runs: Sequence[Run], split: str) -> dict[str, float]:
@@ -89,22 +99,28 @@ def _tested(
 
 def to_markdown(table: Table) -> str:
     """The table, what its columns are, and what is missing."""
-    head, body = _cells(table, " ± ")
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    lines += ["| " + " | ".join(row) + " |" for row in body]
+    columns = _columns(table)
+    head = ["set", "method", *(f"{label}<br>{table.sources[source]}" for source, _, label in columns)]
+    lines = ["| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *_cells(table, columns, " ± ")]]
     notes = [f"**{table.title}** (arXiv 2602.10231)", "", *lines, "", *(f"- {note}" for note in _notes(table))]
     return "\n".join(notes + [f"- missing: {line}" for line in table.missing])
 
 
 def to_latex(table: Table) -> str:
-    """The table in LaTeX with booktabs rules."""
-    head, body = _cells(table, " $\\pm$ ")
-    rules = "l" * 2 + "r" * (len(head) - 2)
-    rows = [" & ".join(map(_escape, row)) + r" \\" for row in body]
+    """The table in LaTeX with booktabs rules; the sources stand over their columns."""
+    columns = _columns(table)
+    over, rules, first = [], [], 3
+    for source, group in itertools.groupby(columns, key=lambda column: column[0]):
+        width = len(list(group))
+        over.append(rf"\multicolumn{{{width}}}{{c}}{{{_escape(table.sources[source])}}}")
+        rules.append(rf"\cmidrule(lr){{{first}-{first + width - 1}}}")
+        first += width
+    labels = ["set", "method", *(label for _, _, label in columns)]
+    rows = [" & ".join(map(_escape, row)) + r" \\" for row in [labels, *_cells(table, columns, r" $\pm$ ")]]
     notes = [f"% {line}" for line in (*_notes(table), *(f"missing: {line}" for line in table.missing))]
-    return "\n".join([*notes, rf"\begin{{tabular}}{{{rules}}}", r"\toprule",
-                      " & ".join(map(_escape, head)) + r" \\", r"\midrule", *rows, r"\bottomrule",
-                      r"\end{tabular}"])  # fmt: skip
+    begin = rf"\begin{{tabular}}{{ll{'r' * len(columns)}}}"
+    above = [r"\toprule", " & & " + " & ".join(over) + r" \\", "".join(rules), rows[0], r"\midrule"]
+    return "\n".join([*notes, begin, *above, *rows[1:], r"\bottomrule", r"\end{tabular}"])
 
 
 def _escape(text: str) -> str:
@@ -112,46 +128,44 @@ def _escape(text: str) -> str:
 
 
 def _notes(table: Table) -> list[str]:
-    ours = [source for source in table.sources if not source.startswith("paper: ")]
-    splits = table.values[table.values["source"].isin(ours)].groupby("set", sort=False)["split"].first()
-    notes = [f"{source}: {said}" for source, said in table.sources.items()]
-    notes += [f"{name}: for {', '.join(ours)}, the split {split}" for name, split in splits.items()]
-    if ours:
-        notes.append(f"p: paired bootstrap over prompts, seeds pooled, against {table.reference}")
-        notes.append("± is the standard error over seeds, or by prompt with one seed; published ones are the paper's")
-    return notes
+    if set(table.sources) == {PAPER}:
+        return []
+    return [
+        f"p: paired bootstrap over prompts, seeds pooled, against {table.reference}",
+        "±: standard error over seeds, by prompt if there is one seed; the published are the paper's",
+    ]
 
 
-def _cells(table: Table, plus_minus: str) -> tuple[list[str], list[list[str]]]:
-    """A row for each set and method; for each source, a column for each metric, and ours with p values."""
-    head = ["set", "method"]
+def _columns(table: Table) -> list[tuple[str, str, str]]:
+    """(source, key in `values`, label) of each; ours have p values too."""
+    columns = []
     for source in table.sources:
-        head += [f"{label} ({source})" for label in METRICS.values()]
-        if not source.startswith("paper: "):
-            head += [f"p {METRICS[metric]} ({source})" for metric in TESTED]
+        columns += [(source, metric, label) for metric, label in METRICS.items()]
+        if source != PAPER:
+            columns += [(source, f"{metric}_p", f"p {METRICS[metric]}") for metric in TESTED]
+    return columns
+
+
+def _cells(table: Table, columns: Sequence[tuple[str, str, str]], plus_minus: str) -> list[list[str]]:
+    """A row for each set and method."""
     body = []
     for (name, method), group in table.values.groupby(["set", "method"], sort=False):
-        row = [str(name), str(method)]
-        for source in table.sources:
-            values: dict[Any, Any] = next(iter(group[group["source"] == source].to_dict("records")), {})
-            row += [_number(values, metric, plus_minus) for metric in METRICS]
-            if not source.startswith("paper: "):
-                row += [_p(values.get(f"{metric}_p")) for metric in TESTED]
-        body.append(row)
-    return head, body
+        values = {row["source"]: row for row in group.to_dict("records")}
+        ours = dict.fromkeys(row["split"] for source, row in values.items() if source != PAPER)
+        cells = [_cell(values.get(source, {}), key, plus_minus) for source, key, _ in columns]
+        body.append([f"{name} ({', '.join(ours)})" if ours else str(name), str(method), *cells])
+    return body
 
 
-def _number(values: Mapping[str, Any], metric: str, plus_minus: str) -> str:
-    value, sem = values.get(metric), values.get(f"{metric}_sem")
-    if value is None or math.isnan(value):
+def _cell(values: Mapping[Any, Any], key: str, plus_minus: str) -> str:
+    value, sem = values.get(key, math.nan), values.get(f"{key}_sem", math.nan)
+    if math.isnan(value):
         return ""
-    digits, scale = (2, 100) if metric == "accuracy" else (4, 1)
+    if key.endswith("_p"):
+        return f"{value:.3f}"
+    digits, scale = (2, 100) if key == "accuracy" else (4, 1)
     text = f"{scale * value:.{digits}f}"
-    return text if sem is None or math.isnan(sem) else f"{text}{plus_minus}{scale * sem:.{digits}f}"
-
-
-def _p(value: float | None) -> str:
-    return "" if value is None or math.isnan(value) else f"{value:.3f}"
+    return text if math.isnan(sem) else f"{text}{plus_minus}{scale * sem:.{digits}f}"
 
 
 Drawn = tuple[dict[str, Figure], list[str]]  # {model: figure}, and what is missing

@@ -128,7 +128,8 @@ def build(cfg: DictConfig, run_id: str | None) -> "tuple[L.Trainer, PolicyModule
             OmegaConf.save(cfg, folder / CONFIG_FILE)
             (folder / RUN_FILE).write_text(logger.run_id)
             logger.log_config(plain(cfg), {k: v for k, v in HydraConfig.get().runtime.choices.items() if "/" not in k})
-        logger.set_tags({"output_folder": str(folder.absolute()), "settings": settings(cfg)})
+        size = str(sum(p.numel() for p in policy.model.parameters()))
+        logger.set_tags({"output_folder": str(folder.absolute()), "settings": settings(cfg), "parameters": size})
     return trainer, module, data
 
 

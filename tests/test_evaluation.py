@@ -166,7 +166,11 @@ def test_a_report_has_the_published_numbers_and_ours(outputs, capsys):
     assert float(ours["brier"]["OCB"]) == pytest.approx(sum(ocb) / 2)
     assert float(ours["brier_sem"]["OCB"]) == pytest.approx(abs(ocb[0] - ocb[1]) / 2)
     assert 0 < float(ours["brier_p"]["None"]) <= 1 and ours["brier_p"]["OCB"] == ""
-    assert "0.0297 ± 0.0064 |" in out and "ECE (paper: Qwen2.5-3B-Instruct)" in out  # OCB's published ECE
+    assert (
+        "0.0297 ± 0.0064 |" in out
+        and "ECE<br>Qwen2.5-3B-Instruct (paper)" in out
+        and "tiny (0.45 M parameters), 2 seeds" in out
+    )  # OCB's published ECE
     assert "missing: RLCR on MATH500, tiny: no finished run; bae-train -m experiment=table1" in out
     assert r"\toprule" in (folder / "table1.tex").read_text()
 
