@@ -166,6 +166,19 @@ def test_a_stopped_run_goes_on_where_it_was(train, monkeypatch):
     assert [step for step, _ in history(run, "val/accuracy")] == [0, 2, 4]
 
 
+def test_a_finished_run_can_be_made_longer(train):
+    train("steps=4", "training.final_lr=1")  # the fall of the rate would depend on the steps
+    whole = weights(runs()[0].data.tags["output_folder"])
+    train("steps=2", "training.final_lr=1")
+    short = runs()[1]
+    resume_without_small(short.info.run_id, "steps=4")
+    assert [step for step, _ in history(short, "train/accuracy")] == [1, 2, 3, 4]
+    resume_without_small(short.info.run_id, "steps=4")  # there is nothing left to do
+    assert [step for step, _ in history(short, "train/accuracy")] == [1, 2, 3, 4]
+    for name, value in weights(short.data.tags["output_folder"]).items():
+        assert torch.equal(value, whole[name]), name
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

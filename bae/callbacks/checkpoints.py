@@ -38,6 +38,10 @@ class Checkpoints(Checkpoint):
             for old in saved_checkpoints(self.folder)[: -self.keep]:
                 old.unlink()
 
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        # A finished run that is made longer would stop at once: Lightning remembers that its batch was the last.
+        checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False
+
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         if trainer.is_global_zero and trainer.num_training_batches:
             self.policy.save(self.folder / "policy")
