@@ -38,6 +38,7 @@ def check(cfg: DictConfig) -> None:
 
 def evaluate_run(cfg: DictConfig) -> None:
     """Sample from the policy that a run left, split by split, and log to that run."""
+    import torch
     from mlflow import MlflowClient
 
     from bae.evaluation import lines, measure, sample
@@ -57,7 +58,7 @@ def evaluate_run(cfg: DictConfig) -> None:
             trained.model.prompt_template,
             trained.model.get("trust_remote_code", False),
         )
-        policy.model.to(cfg.device)
+        policy.model.to(("cuda" if torch.cuda.is_available() else "cpu") if cfg.device == "auto" else cfg.device)
         task = make(cfg.task or trained.task)
         splits = list(cfg.split) if isinstance(cfg.split, ListConfig) else [cfg.split]
         for split in splits:
