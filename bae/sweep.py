@@ -3,9 +3,28 @@
 import os
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
+
+SWEPT = "BAE_SWEPT"
+"""Environment variable by which a sweep tells its jobs which keys it sweeps."""
+
+
+def swept_keys(hydra: DictConfig) -> list[str]:
+    """The keys of a multirun that have several values, on the command line or in the sweeper's `params`."""
+    given = OverridesParser.create().parse_overrides(list(hydra.overrides.task))
+    keys = [override.key_or_group for override in given if override.is_sweep_override()]
+    return list(dict.fromkeys([*(hydra.sweeper.get("params") or {}), *keys]))
+
+
+def job_name(name: str) -> str:
+    """The name of a run; that of a job of a sweep says what sets it apart from the others."""
+    swept = os.environ.get(SWEPT, "").split()
+    own = [o for o in HydraConfig.get().overrides.task if o.partition("=")[0] in swept]
+    return " ".join([name, *own])
 
 
 class SweepParent(Callback):
@@ -16,6 +35,7 @@ class SweepParent(Callback):
         from bae import tracking
 
         logger = config.logger
+        os.environ[SWEPT] = " ".join(swept_keys(config.hydra))
         overrides = " ".join(config.hydra.overrides.task) or "sweep"
         os.environ[tracking.PARENT_RUN] = tracking.open_parent(
             logger.tracking_uri, logger.experiment, logger.artifacts, name=overrides[:200]
@@ -36,6 +56,7 @@ class SweepParent(Callback):
 
         from bae import tracking
 
+        os.environ.pop(SWEPT)
         client, parent = MlflowClient(config.logger.tracking_uri), os.environ.pop(tracking.PARENT_RUN)
         if client.get_run(parent).info.status == "RUNNING":
             client.set_terminated(parent)

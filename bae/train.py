@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from bae import cli, schema
 from bae.build import make, make_pipeline, plain, quieten
+from bae.sweep import job_name
 
 if TYPE_CHECKING:
     import lightning as L
@@ -111,7 +112,7 @@ def build(cfg: DictConfig, run_id: str | None) -> "tuple[L.Trainer, PolicyModule
     data = PromptDataModule(task, cfg.steps, cfg.prompts_per_step, cfg.group_size, cfg.seed)
     callbacks = [make(part) for part in cfg.callbacks.values() if part]
     callbacks = [part(pipeline) if isinstance(part, partial) else part for part in callbacks]
-    logger = make(cfg.logger, run_id=run_id)
+    logger = make(cfg.logger, run_id=run_id, run_name=job_name(cfg.logger.run_name))
     trainer = L.Trainer(
         **make(cfg.strategy),
         max_epochs=1,  # an epoch is the whole run; its batches are the steps

@@ -232,6 +232,7 @@ def test_a_sweep_is_a_parent_with_its_jobs_under_it(train):
     parent, *jobs = runs()
     assert [job.data.tags["mlflow.parentRunId"] for job in jobs] == [parent.info.run_id] * 2
     assert [job.data.params["baseline"] for job in jobs] == ["none", "ocb"]
+    assert [job.info.run_name for job in jobs] == ["quickstart baseline=none", "quickstart baseline=ocb"]
     assert {run.info.status for run in (parent, *jobs)} == {"FINISHED"}
     assert "BAE_PARENT_RUN" not in os.environ
 
@@ -243,7 +244,8 @@ def test_a_job_that_fails_fails_the_sweep(train, monkeypatch):
         raise RuntimeError("stopped")
 
     monkeypatch.setattr(Telemetry, "on_train_batch_end", fail)
-    monkeypatch.setenv("BAE_PARENT_RUN", "")  # and take away afterwards what the sweep leaves
+    for name in ("BAE_PARENT_RUN", "BAE_SWEPT"):
+        monkeypatch.setenv(name, "")  # and take away afterwards what the sweep leaves
     with pytest.raises(RuntimeError, match="stopped"):
         train("baseline=none,ocb", "steps=1", "-m")
     assert {run.info.status for run in runs()} == {"FAILED"}
