@@ -55,6 +55,13 @@ def prepare_store(tracking_uri: str, experiment: str, artifacts: str | None) -> 
         return client.create_experiment(experiment, local)
 
 
+def absolute(tracking_uri: str) -> str:
+    """The same store, from whatever working directory."""
+    if not tracking_uri.startswith(SQLITE):
+        return tracking_uri
+    return SQLITE + str(Path(tracking_uri.removeprefix(SQLITE)).absolute())
+
+
 def open_parent(tracking_uri: str, experiment: str, artifacts: str | None, name: str) -> str:
     """Start the run under which those of a sweep are listed; its id."""
     experiment_id = prepare_store(tracking_uri, experiment, artifacts)

@@ -212,10 +212,10 @@ def saved_config(folder: Path, overrides: Sequence[str] = ()) -> DictConfig:
 
 def report(cfg: DictConfig, trainer: "L.Trainer") -> None:
     """Print what the run changed on held-out problems, where it is, and the command that opens it."""
-    from bae.tracking import history
+    from bae.tracking import absolute, history
 
     logger: Any = trainer.logger
-    uri, run_id = cfg.logger.tracking_uri, logger.run_id
+    uri, run_id = absolute(cfg.logger.tracking_uri), logger.run_id
     if cfg.callbacks.held_out:
         print(f"\n{'held-out problems':<20}{'before':>10}{'after':>10}")
         for name in ("accuracy", "ece", "auroc", "brier", "confidence", "malformed"):
