@@ -263,7 +263,8 @@ def test_eight_jobs_on_a_fresh_store_all_log(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_two_processes_train_like_one(tmp_path, monkeypatch):
-    plain = ["steps=3", "logger.run_name=one", "training.optimizer_steps=2", "callbacks.entropy.target=9"]
+    evaluation = [f"callbacks.evaluation.{option}" for option in ("splits=[val]", "prompts=5", "samples=2")]
+    plain = ["steps=3", "logger.run_name=one", "training.optimizer_steps=2", "callbacks.entropy.target=9", *evaluation]
     two = ["strategy=ddp", "strategy.accelerator=cpu", "strategy.devices=2", "logger.run_name=two"]
     for arguments in (plain, plain + two):
         job = spawn(*arguments, "baseline=batch_mean", cwd=tmp_path)
@@ -272,7 +273,8 @@ def test_two_processes_train_like_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     one, both = runs()
     assert both.info.run_name == "two" and len(runs()) == 2  # the second rank makes no run of its own
-    for metric in ("train/reward/correctness", "train/ece", "train/entropy", "train/grad_norm", "val/brier"):
+    for metric in ("train/reward/correctness", "train/ece", "train/entropy", "train/grad_norm", "val/brier",
+                   "eval/val/brier", "eval/val/samples"):  # fmt: skip
         assert dict(history(both, metric)) == pytest.approx(dict(history(one, metric)), abs=1e-4), metric
     assert_same_policy(one, both)
 
