@@ -48,15 +48,16 @@ def reliability(tables: Mapping[str, Mapping[str, Tensor]]) -> Figure:
 def scaling(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
     """Test-time scaling (paper, Fig. 2): accuracy of each way to choose among n samples.
 
-    curves: {title: {strategy: accuracy with n = 1, 2, … samples}}; one panel for each.
+    curves: {title: {strategy of bae.voting.scaling: accuracy with n = 1, 2, … samples}}; one panel for each.
     """
     figure, panels = _panels(len(curves), rows=1, height=2.2)
     for (title, strategies), panel in zip(curves.items(), panels[0], strict=True):
-        for i, (name, accuracy) in enumerate(strategies.items()):
+        for i, (name, label) in enumerate(STRATEGIES.items()):
+            accuracy = strategies[name]
             n = np.arange(1, len(accuracy) + 1)
             every = [j for j in range(len(n)) if (n[j] & (n[j] - 1)) == 0 or n[j] == len(n)]
             panel.plot(n, accuracy, color=COLOURS[i], marker=MARKERS[i], markevery=every, markersize=3, linewidth=1,
-                       label=STRATEGIES.get(name, name))  # fmt: skip
+                       label=label)  # fmt: skip
         panel.set_xscale("log", base=2)
         panel.set_xticks([2**j for j in range(int(np.log2(len(n))) + 1)])
         panel.xaxis.set_major_formatter("{x:.0f}")
