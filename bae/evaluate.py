@@ -1,12 +1,19 @@
 """`bae-evaluate`: measure a trained policy, or completions that someone else generated."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, ListConfig
 
 from bae import cli, schema
 from bae.build import make, make_pipeline, plain, quieten
+
+if TYPE_CHECKING:
+    import pandas
+
+    from bae.verifier import Verifier
 
 
 def main() -> None:
@@ -39,11 +46,9 @@ def check(cfg: DictConfig) -> None:
 def evaluate_run(cfg: DictConfig) -> None:
     """Sample from the policy that a run left, split by split, and log to that run."""
     import torch
-    from mlflow import MlflowClient
 
-    from bae.evaluation import lines, measure, sample
+    from bae.evaluation import sample
     from bae.models import load_pretrained
-    from bae.tracking import log_evaluation
     from bae.train import RUN_FILE, run_folder, saved_config
 
     with cli.user_errors():
@@ -68,44 +73,54 @@ def evaluate_run(cfg: DictConfig) -> None:
             temperature=cfg.temperature,
             max_new_tokens=cfg.max_new_tokens or trained.max_new_tokens,
         )
-    run_id = (folder / RUN_FILE).read_text()
-    client = MlflowClient(trained.logger.tracking_uri)
     prefix = f"{cli.choice('task')}_" if cfg.task else ""
-    summaries = {}
-    for split in splits:
-        name = f"{prefix}{split}"
-        table = sample(pipeline, split, cfg.prompts, cfg.samples, cfg.seed)
-        summaries[name], files = measure(table, task.verifier, folder / "evaluation", name, cfg.resamples)
-        log_evaluation(client, run_id, name, summaries[name], files)
-    print("\n".join(["", *lines(summaries), ""]))
-    print(f"samples  {folder / 'evaluation'}\nrun      {run_id} in {trained.logger.tracking_uri}")
+    tables = ((f"{prefix}{split}", sample(pipeline, split, cfg.prompts, cfg.samples, cfg.seed)) for split in splits)
+    run_id = (folder / RUN_FILE).read_text()
+    record(tables, task.verifier, folder / "evaluation", trained.logger.tracking_uri, run_id, cfg.resamples)
 
 
 def evaluate_file(cfg: DictConfig) -> None:
     """Score the completions of a file, model by model; no model is loaded."""
     from mlflow import MlflowClient
 
-    from bae.evaluation import lines, measure
     from bae.samples import read_completions
-    from bae.tracking import log_evaluation, prepare_store
+    from bae.tracking import prepare_store
 
     with cli.user_errors():
         quieten()
         verifier = make(cfg.verifier)
         tables = read_completions(cfg.completions, plain(cfg.columns), plain(cfg.tags), verifier)
-        store = prepare_store(cfg.logger.tracking_uri, cfg.logger.experiment, cfg.logger.artifacts)
-    client = MlflowClient(cfg.logger.tracking_uri)
+        uri = cfg.logger.tracking_uri
+        experiment_id = prepare_store(uri, cfg.logger.experiment, cfg.logger.artifacts)
+    client = MlflowClient(uri)
     stem = Path(cfg.completions).stem
-    folder = Path(cfg.outputs) / "evaluations" / stem
-    run_id = client.create_run(store, run_name=stem, tags={"completions": cfg.completions}).info.run_id
-    summaries = {}
-    for model, table in tables.items():
-        name = model.replace("/", "_")
-        summaries[name], files = measure(table, verifier, folder, name, cfg.resamples)
-        log_evaluation(client, run_id, name, summaries[name], files)
+    run_id = client.create_run(experiment_id, run_name=stem, tags={"completions": cfg.completions}).info.run_id
+    named = ((model.replace("/", "_"), table) for model, table in tables.items())
+    record(named, verifier, Path(cfg.outputs) / "evaluations" / stem, uri, run_id, cfg.resamples)
     client.set_terminated(run_id)
+
+
+def record(
+    tables: "Iterable[tuple[str, pandas.DataFrame]]",
+    verifier: "Verifier",
+    folder: Path,
+    tracking_uri: str,
+    run_id: str,
+    resamples: int,
+) -> None:
+    """Measure each table as it comes, write it to `folder` and log it to the run; print what was found."""
+    from mlflow import MlflowClient
+
+    from bae.evaluation import lines, measure
+    from bae.tracking import log_evaluation
+
+    client = MlflowClient(tracking_uri)
+    summaries = {}
+    for name, table in tables:
+        summaries[name], files = measure(table, verifier, folder, name, resamples)
+        log_evaluation(client, run_id, name, summaries[name], files)
     print("\n".join(["", *lines(summaries), ""]))
-    print(f"samples  {folder}\nrun      {run_id} in {cfg.logger.tracking_uri}")
+    print(f"samples  {folder}\nrun      {run_id} in {tracking_uri}")
 
 
 if __name__ == "__main__":

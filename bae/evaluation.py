@@ -56,15 +56,15 @@ def sample(
 
 def summarise(table: pandas.DataFrame, verifier: Verifier, resamples: int = 1000, seed: int = 0) -> Summary:
     """Metrics with both standard errors, outcomes, and test-time scaling by answers that the verifier finds equal."""
-    q, c, prompt = pairs(table)
-    by_pair = iid_bootstrap(q, c, resamples, seed)
-    by_cluster = clustered_bootstrap(pairs(table), resamples, seed)
+    every = pairs(table)
+    by_pair = iid_bootstrap(every.confidence, every.correct, resamples, seed)
+    by_cluster = clustered_bootstrap(every, resamples, seed)
     metrics = {name: estimate.value for name, estimate in by_pair.items()}
     metrics |= {f"sem/{name}": estimate.sem for name, estimate in by_pair.items()}
     metrics |= {f"sem_by_prompt/{name}": estimate.sem for name, estimate in by_cluster.items()}
     outcomes = [verdict.value for verdict in Verdict] + [NO_ANSWER]
     metrics |= {f"outcome/{outcome}": float((table["verdict"] == outcome).mean()) for outcome in outcomes}
-    metrics |= {"prompts": float(len(set(prompt))), "samples": float(len(table))}
+    metrics |= {"prompts": float(len(set(every.prompt))), "samples": float(len(table))}
     return Summary(metrics, _scaling(table, verifier))
 
 

@@ -81,9 +81,9 @@ class PolicyModule(L.LightningModule):
         with batch.timed("update"):
             weights = token_weights(scored.block_of, torch.tensor(self.block_weights))
             advantages = spread_over_tokens(batch.weighed().per_block, scored.block_of)
-            # Later mini-batches are off-policy, so they need the log-probabilities from before the first step.
-            old = self._old_log_probs(samples) if self.optimizer_steps > 1 else None
             minis = self._mini_batches(samples)
+            # Later mini-batches are off-policy, so they need the log-probabilities from before the first step.
+            old = self._old_log_probs(samples, minis) if self.optimizer_steps > 1 else None
             for mini in minis:
                 metrics = self._optimise(samples, mini, weights, advantages, old, batch.entropy_coef)
                 for name, value in metrics.items():
@@ -153,10 +153,10 @@ class PolicyModule(L.LightningModule):
         return log_probs_and_entropy(logits, ids, self.temperature)
 
     @torch.no_grad()
-    def _old_log_probs(self, samples: Samples) -> Tensor:
+    def _old_log_probs(self, samples: Samples, minis: list[Tensor]) -> Tensor:
         """(N, T), in the same micro-batches as the update, so that the first ratio is exactly 1."""
         out = torch.zeros(samples.completion_ids.shape)
-        for mini in self._mini_batches(samples):
+        for mini in minis:
             for part in mini.split(self.micro_batch_size):
                 log_p, _ = self.score(samples, part)
                 out[part, : log_p.shape[1]] = log_p.cpu()

@@ -65,7 +65,7 @@ def write_figure(spec: Mapping[str, Any], stem: str, folder: Path, evidence: Any
     drawn, missing = PLOTS[spec["kind"]](spec, evidence)
     for model, figure in drawn.items():
         print("\n".join(map(str, figures.save(figure, folder / f"{stem}_{model}"))))
-    print("\n".join(missing))
+    print("\n".join(f"missing: {line}" for line in missing))
 
 
 if __name__ == "__main__":

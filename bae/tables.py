@@ -36,8 +36,11 @@ class Table:
 
 
 def make_table(spec: Mapping[str, Any], evidence: Evidence) -> Table:
-    """spec: one of conf/table/. Each value is the mean over seeds and its standard error; with one seed, the standard
-    error by prompt. p: two-sided, of a paired bootstrap over prompts against the reference method, seeds pooled."""
+    """spec: a table of conf/report/.
+
+    Each value is the mean over seeds and its standard error; with one seed, the standard error by prompt. p:
+    two-sided, of a paired bootstrap over prompts against the reference method, seeds pooled.
+    """
     runs = {method: evidence.by_model(spec, params) for method, params in spec["methods"].items()}
     models = sorted({model for found in runs.values() for model in found})
     rows, missing, seeds = [], [], dict.fromkeys(models, 0)
@@ -203,7 +206,7 @@ def training_figure(spec: Mapping[str, Any], evidence: Evidence) -> Drawn:
     for method, params in spec["methods"].items():
         found = evidence.by_model(spec, params)
         if not found:
-            missing.append(f"missing: {method}: no finished run; {spec['command']}")
+            missing.append(f"{method}: no finished run; {spec['command']}")
         for model, runs in found.items():
             histories.setdefault(model, {})[method] = [evidence.history(run, spec["metric"]) for run in runs]
     label = f"{spec['metric'].partition('/')[2]}, held-out"
@@ -223,13 +226,13 @@ def _one_panel_a_set(
         for name, splits in spec["sets"].items():
             found = evidence.evaluated(runs, splits)
             if found is None:
-                missing.append(f"missing: {name}, {model}: no evaluated run; {spec['command']}")
+                missing.append(f"{name}, {model}: no evaluated run; {spec['command']}")
             else:
                 panels[f"{model}, {found[0]}"] = measure(found[1], found[0])
         if panels:
             drawn[model] = draw(panels)
     if not by_model:
-        missing.append(f"missing: no finished runs; {spec['command']}")
+        missing.append(f"no finished runs; {spec['command']}")
     return drawn, missing
 
 
