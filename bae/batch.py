@@ -7,7 +7,7 @@
 The batch is the only channel between callbacks: each stage fills one field, once, and the next one reads it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from bae.blocks import Section
+from bae.numbers import Decisions, Number
 from bae.verifier import Verdict
 
 
@@ -81,6 +82,7 @@ class Scored:
     present: (N, J) bool, whether the objective counts for this completion: its block was reached, and is not
         masked for being malformed. Where it is False the reward is 0 and enters no mean.
     malformed: (N, J) bool, whether the block was reached but is not in form, or gave nothing to score.
+    numbers: where the tokens of each readable confidence lie.
     """
 
     completions: list[Completion]
@@ -88,14 +90,33 @@ class Scored:
     rewards: Tensor
     present: Tensor
     malformed: Tensor
+    numbers: Sequence[Number | None] = ()
+
+
+@dataclass(frozen=True)
+class NumberAdvantages:
+    """What the training step needs to give the tokens of stated numbers advantages of their own, for one objective.
+
+    decisions: of N completions. reward, advantage: (N,), as in Advantages. block: the block of the objective.
+    weight: of the objective. all_action: whether numbers learn from every alternative, or from the sampled one.
+    """
+
+    decisions: Decisions
+    reward: Tensor
+    advantage: Tensor
+    block: int
+    weight: float
+    all_action: bool
 
 
 @dataclass(frozen=True)
 class Advantages:
-    """per_objective: (N, J), zero where not present. per_block: (N, K), their weighted sum in each block."""
+    """per_objective: (N, J), zero where not present. per_block: (N, K), their weighted sum in each block.
+    numbers: for objectives whose baseline the training step finishes, because it needs the policy's distribution."""
 
     per_objective: Tensor
     per_block: Tensor
+    numbers: Sequence[NumberAdvantages] = ()
 
 
 @dataclass
@@ -109,7 +130,7 @@ class RolloutBatch:
     scored: Scored | None = None  # Rollouts
     advantages: Advantages | None = None  # BlockwiseAdvantages
     entropy_coef: float = 0.0  # AdaptiveEntropy
-    metrics: dict[str, float] = field(default_factory=dict)  # PolicyModule.training_step
+    metrics: dict[str, float] = field(default_factory=dict)  # BlockwiseAdvantages, PolicyModule.training_step
     seconds: dict[str, float] = field(default_factory=dict)  # wall time by stage
 
     def rolled_out(self) -> tuple[Samples, Scored]:

@@ -7,7 +7,7 @@ whatever follows `</answer>`, be it `<analysis>` or an early stop, is a decision
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -27,10 +27,11 @@ class Block:
 
 @dataclass(frozen=True)
 class Section:
-    """The text between one pair of tags."""
+    """The text between one pair of tags. start: its offset in the completion."""
 
     tag: str
     content: str
+    start: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def find_spans(text: str, blocks: Sequence[Block]) -> Spans:
         for tag, pair in zip(block.sections, pairs, strict=True):
             if [m.groups() for m in pair] != [("", tag), ("/", tag)]:
                 break
-            sections.append(Section(tag, text[pair[0].end() : pair[1].start()]))
+            sections.append(Section(tag, text[pair[0].end() : pair[1].start()], pair[0].end()))
             good += 1
         used += 2 * good
         last = block is blocks[-1]

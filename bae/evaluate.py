@@ -1,14 +1,13 @@
 """`bae-evaluate`: measure a trained policy, or completions that someone else generated."""
 
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, ListConfig
 
 from bae import cli, schema
-from bae.build import make, make_pipeline, plain, quieten
+from bae.build import RUN_FILE, make, plain, quieten, trained
 
 if TYPE_CHECKING:
     import pandas
@@ -45,38 +44,18 @@ def check(cfg: DictConfig) -> None:
 
 def evaluate_run(cfg: DictConfig) -> None:
     """Sample from the policy that a run left, split by split, and log to that run."""
-    import torch
-
     from bae.evaluation import sample
-    from bae.models import load_pretrained
-    from bae.train import RUN_FILE, run_folder, saved_config
 
     with cli.user_errors():
-        quieten()
-        folder = run_folder("run", cfg.run, cfg.logger.tracking_uri)
-        trained = saved_config(folder)
-        if not (folder / "policy").is_dir():
-            raise cli.UserError(f"run={cfg.run}: {folder} has no policy yet; finish it with: bae-train resume={folder}")
-        policy = load_pretrained(
-            str(folder / "policy"),
-            trained.model.dtype,
-            trained.model.prompt_template,
-            trained.model.get("trust_remote_code", False),
-        )
-        policy.model.to(("cuda" if torch.cuda.is_available() else "cpu") if cfg.device == "auto" else cfg.device)
-        task = make(cfg.task or trained.task)
+        folder, before, pipeline = trained(cfg)
+        task = pipeline.task
         splits = list(cfg.split) if isinstance(cfg.split, ListConfig) else [cfg.split]
         for split in splits:
             task.size(split)
-        pipeline = replace(
-            make_pipeline(trained, policy, task),
-            temperature=cfg.temperature,
-            max_new_tokens=cfg.max_new_tokens or trained.max_new_tokens,
-        )
     prefix = f"{cli.choice('task')}_" if cfg.task else ""
     tables = ((f"{prefix}{split}", sample(pipeline, split, cfg.prompts, cfg.samples, cfg.seed)) for split in splits)
     run_id = (folder / RUN_FILE).read_text()
-    record(tables, task.verifier, folder / "evaluation", trained.logger.tracking_uri, run_id, cfg.resamples)
+    record(tables, task.verifier, folder / "evaluation", before.logger.tracking_uri, run_id, cfg.resamples)
 
 
 def evaluate_file(cfg: DictConfig) -> None:

@@ -86,24 +86,42 @@ def training_curves(histories: Mapping[str, Sequence[Mapping[int, float]]], labe
     return figure
 
 
-def error_distributions(errors: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
-    """Errors of proxy advantages against Monte Carlo (paper, Fig. 1): a violin for each baseline, its RMSE beside it.
+def error_distributions(
+    errors: Mapping[str, Mapping[str, Sequence[float]]], rmse: Mapping[str, Mapping[str, float]] | None = None
+) -> Figure:
+    """Errors of proxy advantages against Monte Carlo (paper, Fig. 1): a violin for each baseline, its RMSE above it.
 
-    errors: {stratum: {baseline: errors}}; one panel for each stratum.
+    errors: {stratum: {baseline: errors}}; one panel for each stratum, one below the other. The axis ends where one
+    error in 200 is larger. rmse: {stratum: {baseline: RMSE to print}}, such as that without the noise of Monte Carlo
+    (bae.agreement), which the errors themselves have; None: theirs.
     """
-    figure, panels = _panels(len(errors), rows=1, height=2.2, share_y=True)
-    for (stratum, baselines), panel in zip(errors.items(), panels[0], strict=True):
-        values = [np.asarray(list(e), dtype=float) for e in baselines.values()]
-        parts = panel.violinplot(values, showextrema=False, widths=0.8)
-        for body, colour in zip(parts["bodies"], COLOURS, strict=False):
-            body.set(facecolor=colour, alpha=0.6)
-        for x, value in enumerate(values, 1):
-            rmse = np.sqrt((value**2).mean())
-            panel.text(x, 0.97, f"{rmse:.3f}", ha="center", va="top", fontsize=6, transform=panel.get_xaxis_transform())
+    names = list(dict.fromkeys(name for baselines in errors.values() for name in baselines))
+    samples = {
+        (s, b): np.asarray(list(e), dtype=float) for s, baselines in errors.items() for b, e in baselines.items()
+    }
+    everything = np.abs(np.concatenate([np.zeros(1), *samples.values()]))
+    limit = np.quantile(everything, 0.995) or 1.0
+    figure, panels = _panels(1, rows=len(errors), height=0.6 + 1.15 * len(errors), share_y=True)
+    for stratum, panel in zip(errors, panels[:, 0], strict=True):
         panel.axhline(0, color="0.6", linewidth=0.8, linestyle="--")
-        panel.set_xticks(range(1, len(values) + 1), list(baselines), rotation=30, ha="right", fontsize=6)
-        panel.set_title(stratum, **STYLE)
-    panels[0][0].set_ylabel("error of the advantage", **STYLE)
+        for x, name in enumerate(names):
+            sample, colour = samples.get((stratum, name), np.zeros(0)), COLOURS[x % len(COLOURS)]
+            if len(sample) and np.ptp(sample) > 1e-9 * limit:
+                (body,) = panel.violinplot(sample, [x], showextrema=False, widths=0.85, points=200)["bodies"]
+                body.set(facecolor=colour, edgecolor=colour, linewidth=0.6, alpha=0.6)
+            elif len(sample):  # a density of one value has no width
+                panel.hlines(sample[0], x - 0.4, x + 0.4, color=colour, linewidth=1.5)
+            own = np.sqrt((sample**2).mean()) if len(sample) else np.nan
+            shown = own if rmse is None else rmse.get(stratum, {}).get(name, np.nan)
+            panel.annotate("n/a" if np.isnan(shown) else f"{shown:.3f}", (x, 1), (0, 4), fontsize=6, ha="center",
+                           xycoords=panel.get_xaxis_transform(), textcoords="offset points")  # fmt: skip
+        panel.annotate("RMSE", (0, 1), (-3, 4), fontsize=6, ha="right", xycoords="axes fraction",
+                       textcoords="offset points")  # fmt: skip
+        panel.set(ylim=(-limit, limit), xlim=(-0.6, len(names) - 0.4))
+        panel.set_title(stratum, **STYLE, pad=13)
+        panel.grid(visible=False, axis="x")
+    panels[-1][0].set_xticks(range(len(names)), names, rotation=30, ha="right", rotation_mode="anchor", fontsize=6)
+    figure.supylabel("error of the advantage", **STYLE)
     return figure
 
 

@@ -1,7 +1,8 @@
 """The Lightning module around the policy: one training step turns a weighed batch into optimiser steps."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import lightning as L
@@ -9,10 +10,12 @@ import torch
 from torch import Tensor
 
 from bae.advantages import spread_over_tokens
-from bae.batch import RolloutBatch, Samples
+from bae.batch import NumberAdvantages, RolloutBatch, Samples
 from bae.blocks import Block
+from bae.forward import completion_logits
 from bae.losses import blockwise_clipped_loss, is_clipped, log_probs_and_entropy, token_weights
 from bae.models import Policy
+from bae.numbers import all_action, candidate_log_probs, expected, token_advantages
 
 Optimizer = Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
 
@@ -23,6 +26,20 @@ def lr_share(step: int, total: int, warmup: int, final: float) -> float:
     if step < warmup:
         return (step + 1) / warmup
     return 1 - (1 - final) * min(1.0, (step + 1 - warmup) / max(1, total - warmup))
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the optimiser steps of one rollout batch share. block_of, weights, advantages: (N, T). old: (N, T) log-
+    probabilities from before the first step, None where there is one step alone and they are today's."""
+
+    samples: Samples
+    block_of: Tensor
+    weights: Tensor
+    advantages: Tensor
+    numbers: Sequence[NumberAdvantages]
+    old: Tensor | None
+    entropy_coef: float
 
 
 class PolicyModule(L.LightningModule):
@@ -79,13 +96,20 @@ class PolicyModule(L.LightningModule):
         """Writes batch.metrics: entropy (nats a token), clip_fraction, grad_norm, lr; means over optimiser steps."""
         samples, scored = batch.rolled_out()
         with batch.timed("update"):
-            weights = token_weights(scored.block_of, torch.tensor(self.block_weights))
-            advantages = spread_over_tokens(batch.weighed().per_block, scored.block_of)
             minis = self._mini_batches(samples)
             # Later mini-batches are off-policy, so they need the log-probabilities from before the first step.
             old = self._old_log_probs(samples, minis) if self.optimizer_steps > 1 else None
+            work = Work(
+                samples,
+                scored.block_of,
+                token_weights(scored.block_of, torch.tensor(self.block_weights)),
+                spread_over_tokens(batch.weighed().per_block, scored.block_of),
+                batch.weighed().numbers,
+                old,
+                batch.entropy_coef,
+            )
             for mini in minis:
-                metrics = self._optimise(samples, mini, weights, advantages, old, batch.entropy_coef)
+                metrics = self._optimise(work, mini)
                 for name, value in metrics.items():
                     batch.metrics[name] = batch.metrics.get(name, 0.0) + value / len(minis)
 
@@ -96,32 +120,30 @@ class PolicyModule(L.LightningModule):
         minis = [torch.arange(i, len(lengths), self.optimizer_steps) for i in range(self.optimizer_steps)]
         return [mini[lengths[mini].argsort(stable=True)] for mini in minis]
 
-    def _optimise(
-        self,
-        samples: Samples,
-        mini: Tensor,
-        weights: Tensor,
-        advantages: Tensor,
-        old: Tensor | None,
-        entropy_coef: float,
-    ) -> dict[str, float]:
+    def _optimise(self, work: "Work", mini: Tensor) -> dict[str, float]:
         """One optimiser step on the completions `mini`, micro-batch by micro-batch."""
         optimizer: Any = self.optimizers()
         scheduler: Any = self.lr_schedulers()
-        share = len(weights) / len(mini)  # token_weights divide by the whole batch
+        share = len(work.weights) / len(mini)  # token_weights divide by the whole batch
         # DDP takes the mean over ranks, so that each divides by the tokens that a rank has on average.
-        tokens = self._mean_over_ranks(samples.completion_mask[mini].sum())
+        tokens = self._mean_over_ranks(work.samples.completion_mask[mini].sum())
         sums = torch.zeros(2)
         parts = mini.split(self.micro_batch_size)
         for part in parts:
-            log_p, entropy = self.score(samples, part)
-            width = log_p.shape[1]
-            mask, advantage, weight = (
-                x[part, :width].to(self.device) for x in (samples.completion_mask, advantages, weights)
+            logits, ids = completion_logits(self.model, work.samples, part)
+            log_p, entropy = log_probs_and_entropy(logits, ids, self.temperature)
+            width = ids.shape[1]
+            mask, block_of, advantage, weight = (
+                x[part, :width].to(self.device)
+                for x in (work.samples.completion_mask, work.block_of, work.advantages, work.weights)
             )
-            old_log_p = log_p.detach() if old is None else old[part, :width].to(self.device)
-            loss = share * blockwise_clipped_loss(log_p, old_log_p, advantage, weight, self.clip)
-            loss = loss - entropy_coef * (entropy * mask).sum() / tokens
+            old_log_p = log_p.detach() if work.old is None else work.old[part, :width].to(self.device)
+            loss = torch.zeros((), device=self.device)
+            for numbers in work.numbers:
+                change, gain = self._number_advantages(numbers, logits, part, block_of, weight)
+                advantage, loss = advantage + change, loss - share * gain
+            loss = loss + share * blockwise_clipped_loss(log_p, old_log_p, advantage, weight, self.clip)
+            loss = loss - work.entropy_coef * (entropy * mask).sum() / tokens
             with self._gradients_travel(part is parts[-1]):
                 self.manual_backward(loss)
             clipped = is_clipped(log_p.detach(), old_log_p, advantage, self.clip) & mask
@@ -134,22 +156,31 @@ class PolicyModule(L.LightningModule):
         means = [self._mean_over_ranks(value) / tokens for value in sums]
         return {"entropy": means[0], "clip_fraction": means[1], "grad_norm": norm, "lr": lr}
 
+    def _number_advantages(
+        self, numbers: NumberAdvantages, logits: Tensor, part: Tensor, block_of: Tensor, weight: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """(B, T') by how much the advantages of one objective's tokens change, now that the policy's distribution over
+        its numbers is known; and, with all actions, the expected reward to raise, a scalar, else 0."""
+        decisions = numbers.decisions.rows(part).to(self.device)
+        reward, before = numbers.reward[part].to(self.device), numbers.advantage[part].to(self.device)
+        differentiable = logits if numbers.all_action else logits.detach()
+        log_probs = candidate_log_probs(differentiable, decisions.position, decisions.ids, self.temperature)
+        values = expected(log_probs.detach(), decisions)
+        in_block = block_of == numbers.block
+        change = token_advantages(before, reward, values, decisions.position, in_block) - before.unsqueeze(1) * in_block
+        if not numbers.all_action:
+            return numbers.weight * change, torch.zeros((), device=self.device)
+        # The token that was drawn gives way to the expectation over all that might have been.
+        decides = decisions.position >= 0
+        place = decisions.position.clamp(min=0)
+        change = change.scatter_add(1, place, -(before.unsqueeze(1) + change.gather(1, place)) * decides)
+        gain = (weight.gather(1, place) * decides * all_action(log_probs, decisions)).sum()
+        return numbers.weight * change, numbers.weight * gain
+
     def score(self, samples: Samples, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-probability of each completion token and entropy where it was drawn, (B, T') each, T' the longest
-        completion among `rows`; padding that no row needs is cut off."""
-        mask = samples.completion_mask[rows]
-        width = int(mask.sum(1).max())
-        start = int(samples.prompt_mask[rows].int().argmax(1).min())
-        ids = samples.completion_ids[rows, :width].to(self.device)
-        inputs = torch.cat([samples.prompt_ids[rows, start:].to(self.device), ids], 1)
-        attention = torch.cat([samples.prompt_mask[rows, start:], mask[:, :width]], 1).long().to(self.device)
-        logits = self.model(
-            input_ids=inputs[:, :-1],
-            attention_mask=attention[:, :-1],
-            position_ids=(attention.cumsum(1) - 1).clamp(min=0)[:, :-1],
-            use_cache=False,
-            logits_to_keep=width,
-        ).logits
+        """Log-probability of each completion token and entropy where it was drawn, (B, T') each; see
+        `completion_logits`."""
+        logits, ids = completion_logits(self.model, samples, rows)
         return log_probs_and_entropy(logits, ids, self.temperature)
 
     @torch.no_grad()

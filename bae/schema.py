@@ -21,10 +21,12 @@ class TrainSchema:
     training: dict[str, Any] = field(default_factory=dict)
     optimizer: dict[str, Any] = field(default_factory=dict)
     first_block_baseline: dict[str, Any] = field(default_factory=dict)
+    fallback_baseline: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
     task: dict[str, Any] = field(default_factory=dict)
     objectives: dict[str, Any] = field(default_factory=dict)
     baseline: dict[str, Any] = field(default_factory=dict)
+    outcome: dict[str, Any] = field(default_factory=dict)
     rollout: dict[str, Any] = field(default_factory=dict)
     strategy: dict[str, Any] = field(default_factory=dict)
     callbacks: dict[str, Any] = field(default_factory=dict)
@@ -60,6 +62,32 @@ class EvaluateSchema:
 
 
 @dataclass
+class FidelitySchema:
+    """What each key means is said in conf/fidelity.yaml."""
+
+    run: str | None = None
+    split: str = MISSING
+    prompts: int = MISSING
+    group_size: Any = MISSING
+    rollouts: int = MISSING
+    baselines: list[str] = MISSING
+    reference: str = MISSING
+    nested: int = MISSING
+    temperature: float = MISSING
+    max_new_tokens: int | None = None
+    micro_batch_size: int = MISSING
+    seed: int = MISSING
+    device: str = MISSING
+    resamples: int = MISSING
+    fallback_baseline: dict[str, Any] = field(default_factory=dict)
+    task: dict[str, Any] = field(default_factory=dict)
+    outcome: dict[str, Any] = field(default_factory=dict)
+    logger: dict[str, Any] = field(default_factory=dict)
+    name: str = MISSING
+    outputs: str = MISSING
+
+
+@dataclass
 class ReportSchema:
     """What each key means is said in conf/report.yaml."""
 
@@ -81,7 +109,8 @@ OBJECTIVES = frozenset(("system_prompt", "examples", "malformed", "blocks", "rew
 
 def register() -> None:
     """Make the schemas known to Hydra, as `train_schema` and so on."""
-    for name, schema in (("train", TrainSchema), ("evaluate", EvaluateSchema), ("report", ReportSchema)):
+    schemas = {"train": TrainSchema, "evaluate": EvaluateSchema, "fidelity": FidelitySchema, "report": ReportSchema}
+    for name, schema in schemas.items():
         ConfigStore.instance().store(name=f"{name}_schema", node=schema)
     # For sweeps at a fixed number of completions: prompts_per_step: ${share:512,${group_size}}
     OmegaConf.register_new_resolver("share", lambda total, parts: int(total) // int(parts), replace=True)

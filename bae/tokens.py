@@ -7,11 +7,12 @@ half a character or half a tag included.
 import itertools
 import json
 import re
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from bae.blocks import Block, Section, Spans, find_spans
+from bae.numbers import Number
 
 
 def token_bytes(tokenizer: Any) -> list[bytes]:
@@ -49,25 +50,37 @@ def _sentencepiece_bytes(piece: str) -> bytes:
     return piece.replace("▁", " ").encode()
 
 
-def locate_blocks(
-    ids: Sequence[int], vocabulary: Sequence[bytes], blocks: Sequence[Block]
-) -> tuple[str, Spans, list[int]]:
-    """Text, spans and the block of each token of one completion.
+class Located(NamedTuple):
+    """text: of one completion. spans: its blocks; offsets in them count bytes. block_of: of each of the len(ids) + 1
+    positions, the last one being the end of sequence. offsets: of each position's first byte."""
+
+    text: str
+    spans: Spans
+    block_of: list[int]
+    offsets: list[int]
+
+
+def locate_blocks(ids: Sequence[int], vocabulary: Sequence[bytes], blocks: Sequence[Block]) -> Located:
+    """The blocks of one completion. A token belongs to the block in which its first byte lies.
 
     ids: the sampled ids up to, and without, the end-of-sequence token.
     vocabulary: `token_bytes` of the tokenizer that sampled.
-
-    Returns (text, spans, block of each of the len(ids) + 1 positions, the last one being the end of sequence).
-    A token belongs to the block in which its first byte lies; offsets in `spans` count bytes.
     """
     pieces = [vocabulary[i] for i in ids]
     raw = b"".join(pieces)
     # Latin-1 makes one character of every byte, so that offsets in the text are offsets in the bytes.
     spans = find_spans(raw.decode("latin-1"), blocks)
-    offsets = itertools.accumulate(map(len, pieces), initial=0)
+    offsets = list(itertools.accumulate(map(len, pieces), initial=0))
     block_of = [bisect_right(spans.starts, offset) - 1 for offset in offsets]
-    sections = tuple(Section(s.tag, _utf8(s.content.encode("latin-1"))) for s in spans.sections)
-    return _utf8(raw), Spans(spans.starts, spans.well_formed, sections), block_of
+    sections = tuple(Section(s.tag, _utf8(s.content.encode("latin-1")), s.start) for s in spans.sections)
+    return Located(_utf8(raw), Spans(spans.starts, spans.well_formed, sections), block_of, offsets)
+
+
+def locate_number(section: Section, offsets: Sequence[int]) -> Number:
+    """The tokens of a section that holds a readable number, so ASCII alone. offsets: of `locate_blocks`."""
+    content = section.content.encode()
+    first, last = bisect_left(offsets, section.start), bisect_right(offsets, section.start + len(content))
+    return Number(content, first, tuple(offset - section.start for offset in offsets[first:last]))
 
 
 def _utf8(raw: bytes) -> str:

@@ -145,6 +145,22 @@ def log_evaluation(client: MlflowClient, run_id: str, name: str, summary: Any, f
         client.log_artifact(run_id, str(file), "evaluation")
 
 
+def log_fidelity(client: MlflowClient, run_id: str, split: str, results: Any, files: Iterable[Path]) -> None:
+    """Log the table of `bae.nested.compare` as `fidelity/<split>/<objective>/<G>/<set>/<baseline>/…`, and files as
+    artifacts in `fidelity/<split>`."""
+    now = int(time.time() * 1000)
+    keys = ("rmse", "observed_rmse", "bias", "slope", "correlation", "fallback")
+    metrics = []
+    for row in results.to_dict("records"):
+        place = row["set"].replace("=", "_").replace("+", "")  # MLflow takes neither sign in a name
+        prefix = f"fidelity/{split}/{row['objective']}/{row['group_size']}/{place}/{row['baseline']}"
+        metrics += [Metric(f"{prefix}/{key}", row[key], now, 0) for key in keys]
+    for i in range(0, len(metrics), 1000):  # MLflow's limit for one call
+        client.log_batch(run_id, metrics=metrics[i : i + 1000])
+    for file in files:
+        client.log_artifact(run_id, str(file), f"fidelity/{split}")
+
+
 def is_rank_zero() -> bool:
     """Whether this process is the one that logs; known from the environment before any process group is."""
     return getattr(rank_zero_only, "rank", 0) == 0

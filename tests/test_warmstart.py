@@ -29,7 +29,7 @@ def measured(policy: Policy, split="val", prompts=200):
 
     task = Arithmetic(settings()[1])
     blocks = make_blocks({"completion": ["reasoning", "answer", "analysis", "confidence"]})
-    objectives = [Objective("correctness", "completion", correctness, 0.0)]
+    objectives = [Objective("correctness", "completion", worst=0.0, reward=correctness)]
     scorer = Scorer(blocks, objectives, task.verifier, token_bytes(policy.tokenizer))
     pipeline = Pipeline(policy, LocalEngine(), scorer, task, "", 48, 1.0)
     problems = [task.problem(split, i) for i in range(prompts)]

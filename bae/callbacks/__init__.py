@@ -4,6 +4,7 @@ from bae.callbacks.checkpoints import Checkpoints
 from bae.callbacks.completions import CompletionTable
 from bae.callbacks.entropy import AdaptiveEntropy
 from bae.callbacks.evaluation import Evaluation
+from bae.callbacks.fidelity import Fidelity
 from bae.callbacks.held_out import HeldOut
 from bae.callbacks.progress import ProgressBar
 from bae.callbacks.telemetry import Telemetry
@@ -15,6 +16,7 @@ __all__ = [
     "Checkpoints",
     "CompletionTable",
     "Evaluation",
+    "Fidelity",
     "HeldOut",
     "ProgressBar",
     "Rollouts",

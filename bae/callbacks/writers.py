@@ -1,15 +1,32 @@
 """The two callbacks that write on the batch before the training step reads it."""
 
+from functools import partial
 from typing import Any
 
 import lightning as L
 import torch
+from torch import Tensor
 
 from bae.advantages import advantages, sum_by_block
-from bae.baselines import Baseline, BlockRewards
-from bae.batch import Advantages, RolloutBatch, group_index
-from bae.distributed import gather
+from bae.baselines import (
+    Baseline,
+    RaoBlackwell,
+    load_state,
+    outcome_strata,
+    state_of,
+    stratum_size,
+    with_fallback,
+)
+from bae.batch import Advantages, NumberAdvantages, RolloutBatch, group_index
+from bae.continuations import resample
+from bae.distributed import gather, gather_objects
+from bae.numbers import Candidates
+from bae.outcomes import Outcome
 from bae.rollout.pipeline import Pipeline
+from bae.weighing import ScoreTable, block_rewards, number_decisions, score_table
+
+REROLLOUTS = 2**32 - 3
+"""In the seeds of fresh samples from a prefix; no training step has this number."""
 
 
 class Rollouts(L.Callback):
@@ -31,29 +48,93 @@ class BlockwiseAdvantages(L.Callback):
 
     baseline: for objectives of later blocks, those that are conditioned on an outcome (`given`).
     first_block_baseline: for the others.
+    fallback_baseline: for completions where either has none.
+    outcome: of a prefix; what the baseline of later blocks may condition on.
+    seed: of the draws of a baseline that samples.
     """
 
-    def __init__(self, pipeline: Pipeline, baseline: Baseline, first_block_baseline: Baseline):
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        baseline: Baseline,
+        first_block_baseline: Baseline,
+        fallback_baseline: Baseline,
+        outcome: Outcome,
+        seed: int,
+    ):
+        self.pipeline = pipeline
         self.scorer = pipeline.scorer
         self.baseline = baseline
         self.first_block_baseline = first_block_baseline
+        self.fallback_baseline = fallback_baseline
+        self.outcome = outcome
+        self.seed = seed
+        self.candidates = Candidates(self.scorer.vocabulary) if isinstance(baseline, RaoBlackwell) else None
+        for objective in self.scorer.objectives:
+            if self.candidates and objective.given and objective.score is None:
+                raise ValueError(
+                    f"baseline=rao_blackwell: objectives.rewards.{objective.name} has no score of a stated number to "
+                    "take the expectation of; choose another baseline"
+                )
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: RolloutBatch, batch_idx: int) -> None:
         _, scored = batch.rolled_out()
-        # Every rank weighs the whole batch: a batch mean is over all of it, and other baselines cost nothing.
-        rewards, present = gather(trainer, scored.rewards), gather(trainer, scored.present)
-        group = group_index(len(rewards), batch.group_size)
-        names = [objective.name for objective in self.scorer.objectives]
-        baselines = torch.zeros_like(rewards)
+        objectives, rows = self.scorer.objectives, len(scored.rewards)
+        with batch.timed("baseline"):
+            # Every rank weighs the whole batch: a batch mean is over all of it, and other baselines cost nothing.
+            local = score_table(scored, objectives, self.outcome, group_index(rows, batch.group_size))
+            table = ScoreTable(*(gather(trainer, column) for column in local))
+            group = group_index(len(table.rewards), batch.group_size)
+            baselines = torch.zeros_like(table.rewards)
+            for j, objective in enumerate(objectives):
+                resample = partial(self._resample, trainer, batch, j)
+                rewards = block_rewards(objective, j, table, group, resample)
+                baseline = self.first_block_baseline if objective.given is None else self.baseline
+                baselines[:, j], lacking = with_fallback(baseline, self.fallback_baseline, rewards)
+                alone = stratum_size(outcome_strata(rewards), rewards.present) == 1
+                for name, flags in (("fallback", lacking), ("singleton", alone)):
+                    batch.metrics[f"{name}/{objective.name}"] = flags[rewards.present].float().mean().item()
+            first = trainer.global_rank * rows
+            per_objective = advantages(table.rewards, baselines, table.present)[first : first + rows]
+            weights = [objective.weight for objective in objectives]
+            per_block = sum_by_block(per_objective, self.scorer.block_of_objective, weights, len(self.scorer.blocks))
+            numbers = self._numbers(trainer, batch, per_objective) if self.candidates else []
+            batch.advantages = Advantages(per_objective, per_block, numbers)
+
+    def _resample(self, trainer: L.Trainer, batch: RolloutBatch, j: int, rollouts: int) -> Tensor:
+        """(N, rollouts) over all ranks, NaN for completions that never reached the block."""
+        samples, scored = batch.rolled_out()
+        problems = [completion.problem for completion in scored.completions]
+        first = trainer.global_rank * len(problems)
+        keys = [(self.seed, REROLLOUTS, batch.step, first + n) for n in range(len(problems))]
+        again = resample(
+            self.pipeline, problems, samples, scored.block_of, self.scorer.block_of_objective[j], rollouts, keys
+        )
+        rewards = torch.full((len(problems), rollouts), torch.nan)
+        rewards[again.rows] = again.rewards(j)
+        return gather(trainer, rewards)
+
+    def _numbers(self, trainer: L.Trainer, batch: RolloutBatch, per_objective: Tensor) -> list[NumberAdvantages]:
+        """For each objective of a stated number: what it might have said, and what that would have earned."""
+        assert self.candidates is not None and isinstance(self.baseline, RaoBlackwell)
+        _, scored = batch.rolled_out()
+        found = []
         for j, objective in enumerate(self.scorer.objectives):
-            if objective.given is None:
-                outcome, baseline = torch.zeros_like(group), self.first_block_baseline
-            else:
-                _, outcome = rewards[:, names.index(objective.given)].unique(return_inverse=True)
-                baseline = self.baseline
-            baselines[:, j] = baseline(BlockRewards(rewards[:, j], group, outcome, present[:, j]))
-        mine = slice(trainer.global_rank * len(scored.rewards), (trainer.global_rank + 1) * len(scored.rewards))
-        per_objective = advantages(rewards, baselines, present)[mine]
-        weights = [objective.weight for objective in self.scorer.objectives]
-        per_block = sum_by_block(per_objective, self.scorer.block_of_objective, weights, len(self.scorer.blocks))
-        batch.advantages = Advantages(per_objective, per_block)
+            if objective.given is None or objective.score is None:
+                continue
+            everyone = partial(gather_objects, trainer)
+            decisions = number_decisions(scored, self.scorer, j, self.candidates, everyone, trainer.global_rank)
+            block, all_action = self.scorer.block_of_objective[j], self.baseline.all_action
+            reward, advantage = scored.rewards[:, j], per_objective[:, j]
+            found.append(NumberAdvantages(decisions, reward, advantage, block, objective.weight, all_action))
+            decided = (decisions.position >= 0).any(1)
+            undecided, present = (gather(trainer, x) for x in (~decided, scored.present[:, j]))
+            batch.metrics[f"fallback/{objective.name}"] = undecided[present].float().mean().item()
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"baseline": state_of(self.baseline), "first_block_baseline": state_of(self.first_block_baseline)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        load_state(self.baseline, state["baseline"])
+        load_state(self.first_block_baseline, state["first_block_baseline"])

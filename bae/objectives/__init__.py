@@ -1,11 +1,15 @@
-"""Objectives: what a block of a completion is rewarded for. One small file for each reward function.
+"""Objectives: what a block of a completion is rewarded for. One small file for each reward function or scoring rule.
 
-A reward function is any callable (Completion, …) -> float | None, None meaning "nothing here to score"; yaml names
-it by `_target_`, so a user's own needs no change here.
+A reward function is any callable (Completion, …) -> float | None, None meaning "nothing here to score". A scoring rule
+is any callable (q, c, …) on tensors, the reward of stating the confidence q where the first answer is right (c = 1) or
+not (c = 0): what it would have been under the other outcome, or for another number, is then known too, and baselines
+can use that. Yaml names either by `_target_`, so a user's own needs no change here.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+from torch import Tensor
 
 from bae.batch import Completion
 from bae.blocks import Block
@@ -16,8 +20,9 @@ class Objective:
     """One column of the reward matrix.
 
     name: as it appears in metrics. block: the block whose tokens it moves.
-    reward: the reward function.
     worst: the lowest reward there is; what `malformed: penalise` gives.
+    reward: the reward function; or else
+    score: the scoring rule of the number in the `confidence` section.
     weight: factor of its advantage, where several objectives share a block.
     given: the objective of an earlier block whose reward is the outcome that a conditioned baseline conditions on;
         None for the first block.
@@ -25,8 +30,9 @@ class Objective:
 
     name: str
     block: str
-    reward: Callable[[Completion], float | None]
     worst: float
+    reward: Callable[[Completion], float | None] | None = None
+    score: Callable[[Tensor, Tensor], Tensor] | None = None
     weight: float = 1.0
     given: str | None = None
 
@@ -40,6 +46,10 @@ def check_objectives(objectives: Sequence[Objective], blocks: Sequence[Block]) -
         raise ValueError("objectives.objectives is empty; name at least one")
     for objective in objectives:
         where = f"objectives.objectives.{objective.name}"
+        if (objective.reward is None) == (objective.score is None):
+            raise ValueError(
+                f"{where}: give it a reward (of a completion) or a score (of a stated number), one of the two"
+            )
         if objective.block not in order:
             raise ValueError(f"{where}.block={objective.block}: no such block; there are {', '.join(order)}")
         if objective.given is None:

@@ -1,10 +1,8 @@
 """The Brier reward of a stated confidence (paper, task 1)."""
 
-from bae.batch import Completion
+from torch import Tensor
 
 
-def brier(completion: Completion) -> float | None:
-    """-(q - c)^2, in [-1, 0]; None without a readable confidence."""
-    if completion.confidence is None:
-        return None
-    return -((completion.confidence - completion.correct) ** 2)
+def brier(q: Tensor, c: Tensor) -> Tensor:
+    """-(q - c)^2, in [-1, 0]; elementwise."""
+    return -((q - c) ** 2)

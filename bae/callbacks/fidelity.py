@@ -1,0 +1,77 @@
+"""How near every baseline comes to Monte Carlo, as training goes on."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import lightning as L
+
+from bae.baselines import Baseline
+from bae.batch import RolloutBatch
+from bae.distributed import gather_objects
+from bae.nested import compare, measure
+from bae.numbers import Candidates
+from bae.outcomes import Outcome
+from bae.rollout.pipeline import Pipeline
+from bae.samples import merge
+
+DRAWS = 2**32 - 5
+"""In the place of a step in the seeds of its groups; no training step has this number."""
+
+
+class Fidelity(L.Callback):
+    """Every `every` steps, `bae-fidelity` in small: logs `fidelity/<objective>/<baseline>/…`, the RMSE of each of
+    `baselines` against Monte Carlo, whatever baseline trains, beside the run's own metrics.
+
+    split, prompts: the first so many problems of a split. group_size, rollouts, nested, seed: as of bae-fidelity.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        baselines: Mapping[str, Baseline],
+        fallback_baseline: Baseline,
+        outcome: Outcome,
+        every: int,
+        split: str,
+        prompts: int,
+        group_size: int,
+        rollouts: int,
+        nested: int,
+        micro_batch_size: int,
+        seed: int,
+    ):
+        self.pipeline = pipeline
+        self.baselines = baselines
+        self.fallback_baseline = fallback_baseline
+        self.outcome = outcome
+        self.every = every
+        self.split = split
+        self.prompts = min(prompts, pipeline.task.size(split))
+        self.group_size = group_size
+        self.rollouts = rollouts
+        self.nested = nested
+        self.micro_batch_size = micro_batch_size
+        self.seed = seed
+        self.candidates = Candidates(pipeline.scorer.vocabulary)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: RolloutBatch, batch_idx: int
+    ) -> None:
+        done = batch.step + 1
+        if done % self.every and done != trainer.num_training_batches:
+            return
+        mine = range(trainer.global_rank, self.prompts, trainer.world_size)
+        problems = [self.pipeline.task.problem(self.split, i) for i in mine]
+        part = measure(
+            self.pipeline, self.outcome, self.candidates, problems, [(self.seed, DRAWS, i) for i in mine],
+            self.group_size, self.rollouts, self.nested, self.micro_batch_size,
+        )  # fmt: skip
+        table = merge(gather_objects(trainer, part))
+        results, _ = compare(table, self.baselines, self.fallback_baseline, [self.group_size], None, resamples=2)
+        logged = {
+            f"fidelity/{row['objective']}/{row['baseline']}/{name}": row[name]
+            for row in results[results["set"] == "all"].to_dict("records")
+            for name in ("rmse", "bias", "slope", "correlation")
+        }
+        for logger in trainer.loggers:
+            logger.log_metrics(logged, step=done)

@@ -1,0 +1,153 @@
+"""`bae-fidelity`: how near the advantages of each baseline come to Monte Carlo's (paper, Fig. 1)."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from omegaconf import DictConfig
+
+from bae import cli, schema
+from bae.build import RUN_FILE, make, plain, trained
+
+if TYPE_CHECKING:
+    import pandas
+
+    from bae.baselines import Baseline
+    from bae.rollout.pipeline import Pipeline
+
+DRAWS = 2**32 - 4
+"""In the place of a step in the seeds of groups; no training step has this number."""
+
+
+def main() -> None:
+    """Entry point of `bae-fidelity`."""
+    schema.register()
+    cli.run(fidelity, "fidelity")
+
+
+def fidelity(cfg: DictConfig) -> None:
+    """Sample, compare, write, log, print."""
+    from mlflow import MlflowClient
+
+    from bae import figures, nested
+    from bae.tracking import log_fidelity
+
+    with cli.user_errors():
+        check(cfg)
+        folder, before, pipeline = trained(cfg)
+        pipeline.task.size(cfg.split)
+        baselines = {name: load_baseline(name) for name in cfg.baselines}
+        outcome, fallback = make(cfg.outcome), make(cfg.fallback_baseline)
+        if not any(objective.given for objective in pipeline.scorer.objectives):
+            raise cli.UserError(
+                f"run={cfg.run}: none of its objectives is conditioned on an outcome (`given`), so there is no later "
+                "block to sample again"
+            )
+    sizes = sorted({cfg.group_size} if isinstance(cfg.group_size, int) else set(cfg.group_size))
+    place = folder / "fidelity" / cfg.split
+    parts = place / f"parts_{digest(cfg, folder)}"
+    table = collect(measured(cfg, pipeline, outcome, max(sizes), parts))
+    table.to_parquet(place / "rollouts.parquet", index=False)
+    results, values = nested.compare(table, baselines, fallback, sizes, cfg.reference, cfg.resamples)
+    results.to_csv(place / "fidelity.csv", index=False)
+    files = [place / "rollouts.parquet", place / "fidelity.csv"]
+    for (objective, size), each in values.items():
+        rows = results[(results.objective == objective) & (results.group_size == size)]
+        errors, rmse = nested.errors_of(table[table.objective == objective], each, rows)
+        files += figures.save(figures.error_distributions(errors, rmse), place / f"figure1_{objective}_{size}")
+    run_id, uri = (folder / RUN_FILE).read_text(), before.logger.tracking_uri
+    log_fidelity(MlflowClient(uri), run_id, cfg.split, results, files)
+    print("\n".join(["", *lines(results), "", *map(str, files), f"run {run_id} in {uri}"]))
+
+
+def check(cfg: DictConfig) -> None:
+    """Raises UserError for values that cannot work."""
+    if cfg.run is None:
+        raise cli.UserError("name whose policy to measure: run=<MLflow run id or output folder>")
+    for key in ("prompts", "resamples", "temperature", "micro_batch_size"):
+        if cfg[key] <= 0:
+            raise cli.UserError(f"{key}={cfg[key]}: must be above 0")
+    if cfg.rollouts < 2:
+        raise cli.UserError(f"rollouts={cfg.rollouts}: must be 2 or more, or their noise cannot be told")
+    if cfg.reference not in cfg.baselines:
+        raise cli.UserError(f"reference={cfg.reference}: not among baselines={list(cfg.baselines)}")
+    sizes = [cfg.group_size] if isinstance(cfg.group_size, int) else list(cfg.group_size)
+    if not sizes or min(sizes) < 1 or any(max(sizes) % size for size in sizes):
+        raise cli.UserError(f"group_size={sizes}: each must divide the largest, whose groups are cut into smaller ones")
+
+
+def load_baseline(name: str) -> "Baseline":
+    """conf/baseline/<name>.yaml. Raises UserError."""
+    known = sorted(path.stem for path in (cli.CONF / "baseline").glob("*.yaml"))
+    if name not in known:
+        raise cli.UserError(f"baselines: no baseline {name}; there are {', '.join(known)}")
+    return make(hydra.compose(f"baseline/{name}")["baseline"])
+
+
+def digest(cfg: DictConfig, folder: Path) -> str:
+    """Of all that decides what is sampled, the policy included: parts of another setting are not taken for ours."""
+    weights = [
+        (path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted((folder / "policy").iterdir())
+    ]
+    keys = ("split", "group_size", "rollouts", "nested", "temperature", "max_new_tokens", "seed", "task", "outcome")
+    decisive: dict[str, Any] = {key: plain(cfg)[key] for key in keys} | {"weights": weights}
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def measured(
+    cfg: DictConfig, pipeline: "Pipeline", outcome: Any, group_size: int, parts: Path
+) -> "Iterator[pandas.DataFrame]":
+    """The rows of every prompt, a few at a time; what is on disk is not sampled again."""
+    import pandas
+    from tqdm import tqdm
+
+    from bae.nested import measure
+    from bae.numbers import Candidates
+
+    parts.mkdir(parents=True, exist_ok=True)
+    candidates = Candidates(pipeline.scorer.vocabulary)
+    prompts = range(min(cfg.prompts, pipeline.task.size(cfg.split)))
+    at_a_time = max(1, 64 // group_size)
+    with tqdm(total=len(prompts), desc="measuring", unit="prompt") as bar:
+        for start in range(0, len(prompts), at_a_time):
+            chosen = prompts[start : start + at_a_time]
+            file = parts / f"prompts_{chosen[0]:06d}_{chosen[-1]:06d}.parquet"
+            if not file.is_file():
+                problems = [pipeline.task.problem(cfg.split, i) for i in chosen]
+                keys = [(cfg.seed, DRAWS, i) for i in chosen]
+                part = measure(pipeline, outcome, candidates, problems, keys, group_size, cfg.rollouts, cfg.nested,
+                               cfg.micro_batch_size)  # fmt: skip
+                part.to_parquet(file.with_suffix(".partial"), index=False)
+                os.replace(file.with_suffix(".partial"), file)
+            yield pandas.read_parquet(file)
+            bar.update(len(chosen))
+
+
+def collect(parts: "Iterator[pandas.DataFrame]") -> "pandas.DataFrame":
+    import pandas
+
+    return pandas.concat(parts, ignore_index=True)
+
+
+def lines(results: "pandas.DataFrame") -> list[str]:
+    """A table for the terminal: what holds for all completions and for each outcome; 95 % intervals in brackets."""
+    shown = []
+    for (objective, size, name), rows in results.groupby(["objective", "group_size", "set"], sort=False):
+        if str(name).startswith("size="):
+            continue
+        title = f"{objective}, G = {size}, {name}: {rows.completions.iloc[0]} completions"
+        shown += ["", f"{title:<58}{'of reference':>13}{'p':>8}{'bias':>8}{'slope':>7}{'corr.':>7}{'fallback':>10}"]
+        for row in rows.to_dict("records"):
+            rmse = f"RMSE {row['rmse']:.4f} [{row['rmse_low']:.4f}, {row['rmse_high']:.4f}]"
+            rest = f"{row['slope']:>7.2f}{row['correlation']:>7.2f}{row['fallback']:>10.3f}"
+            ratio = f"{row['rmse_ratio']:>13.2f}{row['p']:>8.3f}{row['bias']:>+8.3f}"
+            shown.append(f"  {row['baseline']:<24}{rmse:<32}{ratio}{rest}")
+    return shown
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,216 @@
+"""Groups whose later blocks were sampled again and again from each completion's own prefix, and how near every baseline
+comes to what that says (paper, Fig. 1). One row for each completion and each objective that conditions on an outcome:
+
+| column | meaning |
+|---|---|
+| objective, prompt | names |
+| group, sample | number of the prompt, and of the completion in its group |
+| reward | of the completion, in this objective |
+| outcome, correct | of its prefix |
+| rescored_wrong, rescored_right | what its number would have earned under either outcome, NaN without a scoring rule |
+| expected | what the policy's distribution over the number promised; NaN if it says nothing |
+| rollouts | rewards of fresh samples of the block from the same prefix: the Monte-Carlo reference |
+| nested | more of them, for the baseline that samples itself |
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+
+import numpy as np
+import pandas
+import torch
+from torch import Tensor
+
+from bae.agreement import Interval, agreement, sets
+from bae.baselines import Baseline, BlockRewards, outcome_strata, stratum_size, with_fallback
+from bae.batch import Problem, group_index
+from bae.continuations import resample
+from bae.forward import expected_reward
+from bae.numbers import Candidates
+from bae.outcomes import Outcome
+from bae.rollout.pipeline import Pipeline
+from bae.weighing import block_rewards, number_decisions, score_table
+
+FLAGS = {0.0: "incorrect", 1.0: "correct"}
+
+
+def measure(
+    pipeline: Pipeline,
+    outcome: Outcome,
+    candidates: Candidates,
+    problems: Sequence[Problem],
+    keys: Sequence[tuple[int, ...]],
+    group_size: int,
+    rollouts: int,
+    nested: int,
+    micro_batch_size: int,
+) -> pandas.DataFrame:
+    """Sample a group of each problem, and `rollouts` + `nested` more of every later block from each prefix.
+
+    keys: one seed for each problem; its `group` is the last number of it. micro_batch_size: completions in the forward
+    pass that `expected` takes.
+    """
+    samples, scored, _ = pipeline(problems, keys, group_size)
+    scorer, count = pipeline.scorer, len(scored.completions)
+    group = group_index(count, group_size)
+    table = score_table(scored, scorer.objectives, outcome, group)
+    owners = [problem for problem in problems for _ in range(group_size)]
+    again_keys = [(*keys[n // group_size], n % group_size) for n in range(count)]
+    parts = []
+    for block in sorted({scorer.block_of_objective[j] for j, o in enumerate(scorer.objectives) if o.given}):
+        again = resample(pipeline, owners, samples, scored.block_of, block, rollouts + nested, again_keys)
+        for j, objective in enumerate(scorer.objectives):
+            if objective.given is None or scorer.block_of_objective[j] != block:
+                continue
+            keep = scored.present[again.rows, j]
+            rows = again.rows[keep]
+            rewards = block_rewards(objective, j, table, group)
+            expected = torch.full((count,), torch.nan)
+            if objective.score is not None:
+                decisions = number_decisions(scored, scorer, j, candidates)
+                expected = expected_reward(
+                    pipeline.policy.model, samples, decisions, pipeline.temperature, micro_batch_size
+                )
+            rescored = torch.full((count, 2), torch.nan) if rewards.rescored is None else rewards.rescored
+            drawn = _whole(again.rewards(j)[keep])
+            parts.append(
+                pandas.DataFrame(
+                    {
+                        "objective": objective.name,
+                        "prompt": [owners[n].id for n in rows.tolist()],
+                        "group": [keys[n // group_size][-1] for n in rows.tolist()],
+                        "sample": (rows % group_size).numpy(),
+                        "reward": rewards.reward[rows].numpy(),
+                        "outcome": rewards.outcome[rows].numpy(),
+                        "correct": table.correct[rows].long().numpy(),
+                        "rescored_wrong": rescored[rows, 0].numpy(),
+                        "rescored_right": rescored[rows, 1].numpy(),
+                        "expected": expected[rows].numpy(),
+                        "rollouts": list(drawn[:, :rollouts].numpy()),
+                        "nested": list(drawn[:, rollouts:].numpy()),
+                    }
+                )
+            )
+    return pandas.concat(parts, ignore_index=True)
+
+
+def _whole(rewards: Tensor) -> Tensor:
+    """Samples that do not count (malformed ones under `malformed: mask`) take the mean of their prefix's others."""
+    return torch.where(rewards.isnan(), rewards.nanmean(1, keepdim=True).nan_to_num(), rewards)
+
+
+def rewards_of(table: pandas.DataFrame, group_size: int) -> BlockRewards:
+    """What a baseline sees of one objective's rows, in groups of `group_size`: larger groups are cut into such."""
+    column = lambda name: torch.from_numpy(table[name].to_numpy(dtype="float32"))  # noqa: E731
+    sample = torch.from_numpy(table["sample"].to_numpy(dtype="int64"))
+    group = torch.from_numpy(table["group"].to_numpy(dtype="int64"))
+    rescored = torch.stack([column("rescored_wrong"), column("rescored_right")], 1)
+    nested = _matrix(table["nested"])
+
+    def drawn(count: int) -> Tensor:
+        if count > nested.shape[1]:
+            raise ValueError(f"baseline monte_carlo: rollouts={count}, but nested={nested.shape[1]}; raise nested")
+        return nested[:, :count]
+
+    return BlockRewards(
+        reward=column("reward"),
+        group=group * (1 + int(sample.max())) + sample // group_size,
+        outcome=column("outcome"),
+        present=torch.ones(len(table), dtype=torch.bool),
+        correct=column("correct").long(),
+        rescored=None if rescored.isnan().any() else rescored,
+        resample=drawn,
+        expected=column("expected"),
+    )
+
+
+def _matrix(values: pandas.Series) -> Tensor:
+    return torch.from_numpy(np.stack(values.to_list()).astype("float32"))
+
+
+def baseline_values(
+    rewards: BlockRewards, baselines: Mapping[str, Baseline], fallback: Baseline
+) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """(N,) of each baseline, and the share of completions where the fallback stepped in.
+
+    One that carries something from step to step learns it from one half of the prompts and is asked about the other.
+    """
+    values, shares = {}, {}
+    halves = rewards.group.unique(return_inverse=True)[1] % 2
+    for name, baseline in baselines.items():
+        value, lacking = torch.empty_like(rewards.reward), torch.empty_like(rewards.present)
+        if hasattr(baseline, "load_state_dict") and halves.any():
+            for half in (0, 1):
+                fresh = copy.deepcopy(baseline)
+                with_fallback(fresh, fallback, _rows(rewards, halves != half))
+                value[halves == half], lacking[halves == half] = with_fallback(
+                    fresh, fallback, _rows(rewards, halves == half)
+                )
+        else:
+            value, lacking = with_fallback(baseline, fallback, rewards)
+        values[name], shares[name] = value, lacking.float().mean().item()
+    return values, shares
+
+
+def _rows(rewards: BlockRewards, where: Tensor) -> BlockRewards:
+    pick = lambda x: None if x is None else x[where]  # noqa: E731
+    draw = rewards.resample
+    return BlockRewards(
+        rewards.reward[where], rewards.group[where], rewards.outcome[where], rewards.present[where],
+        pick(rewards.correct), pick(rewards.rescored), None if draw is None else lambda n: draw(n)[where],
+        pick(rewards.expected),
+    )  # fmt: skip
+
+
+def compare(
+    table: pandas.DataFrame,
+    baselines: Mapping[str, Baseline],
+    fallback: Baseline,
+    group_sizes: Sequence[int],
+    reference: str | None,
+    resamples: int,
+) -> tuple[pandas.DataFrame, dict[tuple[str, int], dict[str, Tensor]]]:
+    """A row for each objective, group size, set of completions (all; by outcome; by size of the stratum) and baseline,
+    with what bae.agreement says and 95 % intervals; and the values of the baselines, by objective and group size."""
+    found, values = [], {}
+    for objective, part in table.groupby("objective", sort=False):
+        prompt = torch.from_numpy(part["group"].to_numpy(dtype="int64"))
+        for size in group_sizes:
+            rewards = rewards_of(part, size)
+            values[str(objective), size], shares = baseline_values(rewards, baselines, fallback)
+            strata = stratum_size(outcome_strata(rewards), rewards.present)
+            names = FLAGS if set(rewards.outcome.tolist()) <= FLAGS.keys() else None
+            for name, where in sets(rewards.outcome, strata, names).items():
+                measured = agreement(rewards.reward, values[str(objective), size], _matrix(part["rollouts"]), prompt,
+                                     reference, resamples, where=where)  # fmt: skip
+                for baseline, result in measured.items():
+                    found.append({"objective": objective, "group_size": size, "set": name, "baseline": baseline,
+                                  "fallback": shares[baseline]} | _flat(asdict(result)))  # fmt: skip
+    return pandas.DataFrame(found), values
+
+
+def _flat(result: Mapping[str, object]) -> dict[str, object]:
+    """{rmse: (value, low, high)} -> {rmse, rmse_low, rmse_high}."""
+    flat: dict[str, object] = {}
+    for name, value in result.items():
+        parts = zip(("", "_low", "_high"), value, strict=True) if isinstance(value, Interval) else [("", value)]
+        flat |= {f"{name}{end}": number for end, number in parts}
+    return flat
+
+
+def errors_of(
+    table: pandas.DataFrame, values: Mapping[str, Tensor], results: pandas.DataFrame
+) -> tuple[dict[str, dict[str, list[float]]], dict[str, dict[str, float]]]:
+    """Errors of one objective's advantages against Monte Carlo by outcome and baseline, for the paper's Fig. 1, and
+    their RMSE without Monte Carlo's noise."""
+    reference = _matrix(table["rollouts"]).mean(1)
+    outcome = table["outcome"].to_numpy()
+    errors, rmse = {}, {}
+    for name in [n for n in dict.fromkeys(results["set"]) if n in FLAGS.values() or str(n).startswith("outcome=")]:
+        flags = {label: value for value, label in FLAGS.items()}
+        where = torch.from_numpy(outcome == (flags[name] if name in flags else float(name.removeprefix("outcome="))))
+        errors[name] = {baseline: (reference - value)[where].tolist() for baseline, value in values.items()}
+        rows = results[results["set"] == name]
+        rmse[name] = dict(zip(rows["baseline"], rows["rmse"], strict=True))
+    return errors, rmse

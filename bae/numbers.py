@@ -1,0 +1,239 @@
+"""The value of a stated number, token by token: what the policy's own distribution over it promises. Pure torch.
+
+The reward of a number is known for every number that might have been stated. So once the text of the section holds the
+decimal point, each further token is a *decision* among alternatives that have values of their own, and the expected
+reward before it needs no rollouts (Rao-Blackwell). The tokens before the point count as text: what "1" would have led
+to where "0" was drawn cannot be read off the branch that was sampled, and a value that depended on the token that it
+judges would bias the gradient.
+
+What stays approximate: a number that may go on is worth what the others that begin so earned, whatever their prompts;
+a closing tag that has begun is taken to be finished; a completion that spoilt its format has no decisions, though the
+expectations of the others reckon with it, so that its tokens are judged against the baseline of the text.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from bae.blocks import parse_confidence
+
+Score = Callable[[Tensor, Tensor], Tensor]
+CACHED_STATES = 1024  # of C times 16 bytes each
+
+
+@dataclass(frozen=True)
+class Number:
+    """Where a stated number lies in a completion.
+
+    content: the bytes between the tags, as sampled. first: position in the completion of the first token whose first
+    byte lies at or after the content's start. offsets: in bytes from the content's start, of that token and of each
+    following one, up to and including the one in which the closing tag begins.
+    """
+
+    content: bytes
+    first: int
+    offsets: tuple[int, ...]
+
+
+class Candidates:
+    """The C tokens by which a number can go on or end, found once for a tokenizer: digits, points and whitespace, and
+    then as much of the closing tag as the token has room for. ids: (C,) long."""
+
+    def __init__(self, vocabulary: Sequence[bytes], tag: str = "confidence"):
+        """vocabulary: `bae.tokens.token_bytes` of the tokenizer."""
+        closing = f"</{tag}>".encode()
+        rests = [piece.lstrip(b"0123456789. \t\n\r\f\v") for piece in vocabulary]
+        agrees = [closing.startswith(rest) or rest.startswith(closing) for rest in rests]
+        ids = [i for i, piece in enumerate(vocabulary) if piece and agrees[i]]
+        self.ids = torch.tensor(ids, dtype=torch.long)
+        self.pieces = [_text(vocabulary[i]) for i in ids]
+        self._readings: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def readings(self, state: str) -> tuple[Tensor, Tensor]:
+        """(C,) float64, the number after each candidate, NaN where it is none and will be none; and (C,) long, its
+        decimals where it may go on, else 0. state: the section so far, with a point, without leading whitespace."""
+        if state not in self._readings:
+            if len(self._readings) >= CACHED_STATES:
+                self._readings.clear()
+            numbers, decimals = [], []
+            for piece in self.pieces:
+                text = state + piece
+                # More digits only make it larger and longer: what cannot be read now never will be.
+                number = parse_confidence(text.partition("<")[0])
+                ended = number is None or "<" in text or text[-1].isspace()
+                numbers.append(torch.nan if number is None else number)
+                decimals.append(0 if ended else len(text) - text.index(".") - 1)
+            self._readings[state] = torch.tensor(numbers, dtype=torch.float64), torch.tensor(decimals, dtype=torch.long)
+        return self._readings[state]
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """What N completions decided, and what each alternative would have earned.
+
+    position: (N, D) long, the completion token chosen at each decision, -1 where there is none; a row's own come first.
+    value: (N, D, C), the reward if the candidate is chosen. ids: (C,) the candidates.
+    other: the reward of any other token, which spoils the format.
+    """
+
+    position: Tensor
+    value: Tensor
+    ids: Tensor
+    other: float
+
+    @property
+    def any(self) -> bool:
+        """Whether there is a decision at all."""
+        return bool((self.position >= 0).any())
+
+    def rows(self, index: Tensor) -> "Decisions":
+        """Those of a micro-batch; index: (B,) long."""
+        return replace(self, position=self.position[index], value=self.value[index])
+
+    def to(self, device: torch.device | str) -> "Decisions":
+        return replace(self, position=self.position.to(device), value=self.value.to(device), ids=self.ids.to(device))
+
+
+def find_decisions(
+    numbers: Sequence[Number | None],
+    correct: Tensor,
+    score: Score,
+    other: float,
+    candidates: Candidates,
+    reports: Sequence[tuple[bytes, float]],
+    own: int = 0,
+) -> Decisions:
+    """Where N numbers were decided, and the value of each candidate there; of the dtype of `correct`.
+
+    A candidate that ends the number is worth its score. One after which it may go on is worth the mean score of the
+    other reports that begin so, or if there are none the score of what stands, plus the mean of what the other reports
+    have after as many decimals. A completion's own report never enters its own values.
+
+    numbers: None for completions that get no decisions. correct: (N,), 0 or 1.
+    score: the scoring rule, elementwise on (q, c) that broadcast. other: the reward of spoilt format.
+    reports: (content, q) of the well-formed numbers of the whole batch, all ranks together; from `own` on they are
+        those of `numbers`, in order. Raises ValueError if they are not.
+    """
+    contents = [number.content for number in numbers if number is not None]
+    if contents != [content for content, _ in reports[own : own + len(contents)]]:
+        raise ValueError(f"reports[{own}:{own + len(contents)}] are not the contents of the numbers")
+    stated = Counter((_text(content).strip(), q) for content, q in reports if b"." in content)
+    report_of = {report: u for u, report in enumerate(stated)}
+    states: dict[str, int] = {}
+    # One row of values for each state, own report and outcome; completions that agree in these share it.
+    rows: dict[tuple[int, int, int], int] = {}
+    found: list[list[tuple[int, int]]] = []
+    mine = iter(reports[own:])
+    for number, c in zip(numbers, correct.long().tolist(), strict=True):
+        found.append([])
+        if number is None:
+            continue
+        content, q = next(mine)
+        report = report_of.get((_text(content).strip(), q), -1)  # -1: no point, so no decision
+        for place, offset in enumerate(number.offsets, number.first):
+            if b"." in content[:offset]:
+                state = states.setdefault(_text(content[:offset]).lstrip(), len(states))
+                found[-1].append((place, rows.setdefault((state, report, c), len(rows))))
+    width = max(map(len, found), default=0)
+    padded = [decided + [(-1, -1)] * (width - len(decided)) for decided in found]
+    position, row = torch.tensor(padded, dtype=torch.long).view(len(found), width, 2).unbind(-1)
+    table = correct.new_zeros(len(rows) + 1, len(candidates.ids))  # the last row is for no decision
+    if rows:
+        table[:-1] = _values(list(states), torch.tensor(list(rows)), stated, score, other, candidates, correct.dtype)
+    return Decisions(position, table[row], candidates.ids, other)
+
+
+def _values(
+    states: list[str],
+    rows: Tensor,
+    stated: Counter[tuple[str, float]],
+    score: Score,
+    other: float,
+    candidates: Candidates,
+    dtype: torch.dtype,
+) -> Tensor:
+    """(R, C): what each candidate is worth in each row. rows: (R, 3) of a state, an own report (one of `stated`) and an
+    outcome. stated: how often each of the U different reports with a point was made."""
+    number, decimals = map(torch.stack, zip(*map(candidates.readings, states), strict=True))  # (S, C)
+    depths = range(int(decimals.max()) + 1 if decimals.numel() else 1)
+    q = torch.tensor([q for _, q in stated], dtype=dtype)
+    times = torch.tensor(list(stated.values()), dtype=dtype)
+    scores = score(*torch.broadcast_tensors(q.unsqueeze(1), torch.tensor([0, 1], dtype=dtype)))  # (U, 2)
+
+    # How each report begins, up to each number of decimals; that number tells what has fewer from what has as many.
+    cuts = [[text[: text.index(".") + 1 + depth] for depth in depths] for text, _ in stated]
+    begins: dict[tuple[str, int], int] = {}
+    start = torch.tensor([[begins.setdefault((cut, d), len(begins)) for d, cut in enumerate(row)] for row in cuts])
+    # Of each beginning: how many reports, and their total score under either outcome; the last row is for none.
+    sums = times.unsqueeze(1) * torch.cat([torch.ones_like(scores[:, :1]), scores], 1)
+    total = q.new_zeros(len(begins) + 1, 3).index_add(0, start.flatten(), sums.repeat_interleave(len(depths), 0))
+    # What the other reports have, on average, after as many decimals; without others, half of the last decimal.
+    tail = q.unsqueeze(1) - torch.tensor([[parse_confidence(cut) or 0.0 for cut in row] for row in cuts], dtype=dtype)
+    half = torch.tensor([0.5 * 0.1**depth for depth in depths], dtype=dtype).expand_as(tail)
+    tail = (times @ tail - tail) / (times.sum() - 1) if times.sum() > 1 else half  # (U, depths)
+
+    state, report, outcome = rows.unbind(1)
+    begun = [
+        [begins.get((text + piece, depth), -1) for piece, depth in zip(candidates.pieces, row, strict=True)]
+        for text, row in zip(states, decimals.tolist(), strict=True)
+    ]
+    at, depth = torch.tensor(begun, dtype=torch.long)[state], decimals[state]
+    number, c = number[state].to(dtype), outcome.unsqueeze(1)
+    own = (start[report].gather(1, depth) == at).to(dtype)  # leave-one-out: one's own report begins so
+    count = total[at, 0] - own
+    mean = (total[at, 1 + c] - own * scores[report.unsqueeze(1), c]) / count
+    guess = (number + (depth > 0) * tail[report].gather(1, depth)).clamp(max=1)
+    alone = score(guess, c.to(dtype).expand_as(guess))
+    return torch.where(number.isnan(), other, torch.where(count > 0, mean, alone))
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode(errors="replace")
+
+
+def candidate_log_probs(logits: Tensor, position: Tensor, ids: Tensor, temperature: float) -> Tensor:
+    """Log-probabilities of the candidates at the decisions, in nats, at the sampling temperature; (B, D, C) in fp32.
+
+    logits: (B, T, V), those at t the distribution from which completion token t was drawn. position: (B, D), ids: (C,),
+    as in Decisions; where there is no decision, some finite numbers.
+    """
+    # The few rows first: no copy of all logits.
+    at = logits[torch.arange(len(logits), device=logits.device).unsqueeze(1), position.clamp(min=0)]
+    return torch.log_softmax(at.float() / temperature, dim=-1)[..., ids]
+
+
+def all_action(log_probs: Tensor, decisions: Decisions) -> Tensor:
+    """The expected reward at each decision, less `other`, as a differentiable function of the policy; (B, D).
+
+    sum_c pi(c) (value(c) - other), zero where there is no decision. Its gradient is what the sampled token's gives in
+    expectation: the all-action policy gradient (Mean Actor Critic, arXiv 1709.00503). log_probs: (B, D, C).
+    """
+    return (log_probs.exp() * (decisions.value - decisions.other)).sum(-1) * (decisions.position >= 0)
+
+
+def expected(log_probs: Tensor, decisions: Decisions) -> Tensor:
+    """V_d, the expected reward before decision d, zero where there is none; (B, D).
+
+    sum_c pi(c) value(c) + (1 - sum_c pi(c)) other. log_probs: (B, D, C).
+    """
+    return all_action(log_probs, decisions) + decisions.other * (decisions.position >= 0)
+
+
+def token_advantages(advantage: Tensor, reward: Tensor, values: Tensor, position: Tensor, in_block: Tensor) -> Tensor:
+    """The advantage of each token of the block, for one objective; (B, T), zero outside the block.
+
+    Before the first decision V_1 - b, with b = reward - advantage; at decision d V_{d+1} - V_d, the reward standing for
+    the V after the last; after it 0, for the number is final. So the decisions and one token of the text add up to
+    `advantage`, which is what every token of a row without decisions gets.
+
+    advantage, reward: (B,). values: (B, D), of `expected`. position: (B, D). in_block: (B, T) bool.
+    """
+    decides, reward = position >= 0, reward.unsqueeze(1)
+    steps = torch.cat([torch.where(decides, values, reward), reward], 1)  # V_1 … V_D, then what came of it
+    place = position.clamp(min=0)
+    begun = torch.zeros_like(in_block, dtype=torch.long).scatter_add(1, place, decides.long()).cumsum(1) > 0
+    before = (advantage.unsqueeze(1) + (steps[:, :1] - reward)) * ~begun
+    return before.scatter_add(1, place, steps.diff(dim=1)) * in_block

@@ -1,0 +1,82 @@
+"""From scored completions to what a baseline sees of them: tensors that can be gathered over ranks."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from bae.baselines import BlockRewards
+from bae.batch import Scored
+from bae.numbers import Candidates, Decisions, find_decisions
+from bae.objectives import Objective
+from bae.outcomes import Outcome
+from bae.scoring import Scorer, confidences, correctness
+
+
+class ScoreTable(NamedTuple):
+    """Of N completions, group by group. rewards, present, malformed: (N, J), as in Scored. confidence: (N,), NaN where
+    there is none. correct: (N,), 0 or 1. outcome: (N, J), of the prefix, 0 for objectives that condition on none."""
+
+    rewards: Tensor
+    present: Tensor
+    malformed: Tensor
+    confidence: Tensor
+    correct: Tensor
+    outcome: Tensor
+
+
+def score_table(scored: Scored, objectives: Sequence[Objective], outcome: Outcome, group: Tensor) -> ScoreTable:
+    """group: (N,) long, the prompt of each completion; groups are whole."""
+    names = [objective.name for objective in objectives]
+    outcomes = torch.zeros_like(scored.rewards)
+    for j, objective in enumerate(objectives):
+        if objective.given is not None:
+            outcomes[:, j] = outcome(scored.completions, scored.rewards[:, names.index(objective.given)], group)
+    confidence, correct = confidences(scored.completions), correctness(scored.completions)
+    return ScoreTable(scored.rewards, scored.present, scored.malformed, confidence, correct, outcomes)
+
+
+def block_rewards(
+    objective: Objective,
+    j: int,
+    table: ScoreTable,
+    group: Tensor,
+    resample: Callable[[int], Tensor] | None = None,
+    expected: Tensor | None = None,
+) -> BlockRewards:
+    """What the baseline of objective j sees; `resample` and `expected` as in BlockRewards."""
+    reward = table.rewards[:, j]
+    rescored = None
+    if objective.score is not None:
+        outcomes = torch.tensor([0.0, 1.0])
+        rescored = objective.score(table.confidence.unsqueeze(1), outcomes.expand(len(reward), 2))
+        # Malformed output earns what it earns, whatever the outcome.
+        rescored = torch.where(
+            (table.malformed[:, j] | rescored[:, 0].isnan()).unsqueeze(1), reward.unsqueeze(1), rescored
+        )
+    return BlockRewards(
+        reward, group, table.outcome[:, j], table.present[:, j], table.correct.long(), rescored, resample, expected
+    )
+
+
+def number_decisions(
+    scored: Scored,
+    scorer: Scorer,
+    j: int,
+    candidates: Candidates,
+    gather: Callable[[list], list[list]] = lambda mine: [mine],
+    rank: int = 0,
+) -> Decisions:
+    """Where the numbers that objective j scores were decided, and what each alternative would have earned.
+
+    gather: a list of this rank -> those of all ranks, in order.
+    """
+    objective, valid = scorer.objectives[j], (scored.present[:, j] & ~scored.malformed[:, j]).tolist()
+    assert objective.score is not None
+    numbers = [number if keep else None for number, keep in zip(scored.numbers, valid, strict=True)]
+    confidence = confidences(scored.completions).tolist()
+    reports = gather([(number.content, q) for number, q in zip(numbers, confidence, strict=True) if number])
+    own = sum(map(len, reports[:rank]))
+    return find_decisions(numbers, correctness(scored.completions), objective.score, scorer.spoilt(objective),
+                          candidates, [report for part in reports for report in part], own)  # fmt: skip
