@@ -82,7 +82,7 @@ class Scored:
     present: (N, J) bool, whether the objective counts for this completion: its block was reached, and is not
         masked for being malformed. Where it is False the reward is 0 and enters no mean.
     malformed: (N, J) bool, whether the block was reached but is not in form, or gave nothing to score.
-    numbers: where the tokens of each readable confidence lie.
+    numbers: where the tokens of each confidence lie, None where it was not begun.
     """
 
     completions: list[Completion]

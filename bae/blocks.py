@@ -42,11 +42,13 @@ class Spans:
         end. A block that was never reached has no entry, so len(starts) <= K.
     well_formed: K flags; a block is well formed if each of its sections was opened and closed once, in order.
     sections: the sections that were read before the format broke, if it did.
+    unfinished: the section in which it broke, up to the next tag or the end; None if it did not break in one.
     """
 
     starts: tuple[int, ...]
     well_formed: tuple[bool, ...]
     sections: tuple[Section, ...]
+    unfinished: Section | None = None
 
 
 def make_blocks(schema: Mapping[str, Iterable[str] | Mapping]) -> tuple[Block, ...]:
@@ -94,13 +96,19 @@ def find_spans(text: str, blocks: Sequence[Block]) -> Spans:
     tags = {tag for block in blocks for tag in block.sections}
     found = list(re.finditer(rf"<(/?)({'|'.join(map(re.escape, tags))})>", text)) if tags else []
     starts, well_formed, sections, used = [0], [], [], 0
+    unfinished = None
     for block in blocks:
         pairs = [found[i : i + 2] for i in range(used, used + 2 * len(block.sections), 2)]
         good = 0
         for tag, pair in zip(block.sections, pairs, strict=True):
-            if [m.groups() for m in pair] != [("", tag), ("/", tag)]:
+            if not pair or pair[0].groups() != ("", tag):
                 break
-            sections.append(Section(tag, text[pair[0].end() : pair[1].start()], pair[0].end()))
+            start = pair[0].end()
+            section = Section(tag, text[start : pair[1].start() if pair[1:] else None], start)
+            if not pair[1:] or pair[1].groups() != ("/", tag):
+                unfinished = section
+                break
+            sections.append(section)
             good += 1
         used += 2 * good
         last = block is blocks[-1]
@@ -109,7 +117,8 @@ def find_spans(text: str, blocks: Sequence[Block]) -> Spans:
         if last or not complete:
             break
         starts.append(found[used - 1].end())
-    return Spans(tuple(starts), tuple(well_formed) + (False,) * (len(blocks) - len(well_formed)), tuple(sections))
+    flags = tuple(well_formed) + (False,) * (len(blocks) - len(well_formed))
+    return Spans(tuple(starts), flags, tuple(sections), unfinished)
 
 
 def read_section(text: str, tag: str) -> str | None:

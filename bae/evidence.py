@@ -71,6 +71,18 @@ class Evidence:
             path = self.client.download_artifacts(run_id, f"evaluation/{split}.parquet", folder)
             return pandas.read_parquet(Path(path))
 
+    def errors(self, run: Run, split: str) -> pandas.DataFrame | None:
+        """The errors of baselines that bae-fidelity logged for a split, None if it did not."""
+        place = f"fidelity/{split}"
+        if not any(
+            file.path == f"{place}/errors.parquet" for file in self.client.list_artifacts(run.info.run_id, place)
+        ):
+            return None
+        with tempfile.TemporaryDirectory() as folder:
+            return pandas.read_parquet(
+                self.client.download_artifacts(run.info.run_id, f"{place}/errors.parquet", folder)
+            )
+
     def pooled(self, runs: Sequence[Run], split: str) -> pandas.DataFrame:
         """The samples of several seeds in one table; those of one problem are samples of one prompt."""
         return merge([self.samples(run.info.run_id, split) for run in runs])

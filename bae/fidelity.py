@@ -15,6 +15,7 @@ from bae.build import RUN_FILE, make, plain, trained
 
 if TYPE_CHECKING:
     import pandas
+    from torch import Tensor
 
     from bae.baselines import Baseline
     from bae.rollout.pipeline import Pipeline
@@ -50,18 +51,23 @@ def fidelity(cfg: DictConfig) -> None:
     sizes = sorted({cfg.group_size} if isinstance(cfg.group_size, int) else set(cfg.group_size))
     place = folder / "fidelity" / cfg.split
     parts = place / f"parts_{digest(cfg, folder)}"
-    table = collect(measured(cfg, pipeline, outcome, max(sizes), parts))
+    table, sketches = collect(measured(cfg, pipeline, outcome, max(sizes), parts))
     table.to_parquet(place / "rollouts.parquet", index=False)
     results, values = nested.compare(table, baselines, fallback, sizes, cfg.reference, cfg.resamples)
     results.to_csv(place / "fidelity.csv", index=False)
-    files = [place / "rollouts.parquet", place / "fidelity.csv"]
-    for (objective, size), each in values.items():
-        rows = results[(results.objective == objective) & (results.group_size == size)]
-        errors, rmse = nested.errors_of(table[table.objective == objective], each, rows)
-        files += figures.save(figures.error_distributions(errors, rmse), place / f"figure1_{objective}_{size}")
+    errors = nested.errors_of(table, values, results)
+    errors.to_parquet(place / "errors.parquet", index=False)
+    files = [place / name for name in ("rollouts.parquet", "fidelity.csv", "errors.parquet")]
+    for (objective, size), part in errors.groupby(["objective", "group_size"], sort=False):
+        files += figures.save(nested.draw_errors(part), place / f"figure1_{objective}_{size}")
+    if sketches:
+        gradients = nested.compare_gradient(table, sketches, baselines, fallback, sizes, cfg.resamples)
+        gradients.to_csv(place / "gradients.csv", index=False)
+        files.append(place / "gradients.csv")
     run_id, uri = (folder / RUN_FILE).read_text(), before.logger.tracking_uri
     log_fidelity(MlflowClient(uri), run_id, cfg.split, results, files)
-    print("\n".join(["", *lines(results), "", *map(str, files), f"run {run_id} in {uri}"]))
+    print("\n".join([*lines(results), *(gradient_lines(gradients) if sketches else []), "", *map(str, files),
+                     f"run {run_id} in {uri}"]))  # fmt: skip
 
 
 def check(cfg: DictConfig) -> None:
@@ -93,16 +99,19 @@ def digest(cfg: DictConfig, folder: Path) -> str:
     weights = [
         (path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted((folder / "policy").iterdir())
     ]
-    keys = ("split", "group_size", "rollouts", "nested", "temperature", "max_new_tokens", "seed", "task", "outcome")
+    keys = ("split", "group_size", "rollouts", "nested", "temperature", "max_new_tokens", "seed", "task", "outcome",
+            "gradient")  # fmt: skip
     decisive: dict[str, Any] = {key: plain(cfg)[key] for key in keys} | {"weights": weights}
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def measured(
     cfg: DictConfig, pipeline: "Pipeline", outcome: Any, group_size: int, parts: Path
-) -> "Iterator[pandas.DataFrame]":
-    """The rows of every prompt, a few at a time; what is on disk is not sampled again."""
+) -> "Iterator[tuple[pandas.DataFrame, dict[str, Tensor]]]":
+    """The rows of every prompt and sketches of their gradients, a few prompts at a time; what is on disk is not sampled
+    again."""
     import pandas
+    from safetensors.torch import load_file, save_file
     from tqdm import tqdm
 
     from bae.nested import measure
@@ -115,22 +124,42 @@ def measured(
     with tqdm(total=len(prompts), desc="measuring", unit="prompt") as bar:
         for start in range(0, len(prompts), at_a_time):
             chosen = prompts[start : start + at_a_time]
-            file = parts / f"prompts_{chosen[0]:06d}_{chosen[-1]:06d}.parquet"
-            if not file.is_file():
+            rows = parts / f"prompts_{chosen[0]:06d}_{chosen[-1]:06d}.parquet"
+            tensors = rows.with_suffix(".safetensors")
+            if not rows.is_file():
                 problems = [pipeline.task.problem(cfg.split, i) for i in chosen]
                 keys = [(cfg.seed, DRAWS, i) for i in chosen]
-                part = measure(pipeline, outcome, candidates, problems, keys, group_size, cfg.rollouts, cfg.nested,
-                               cfg.micro_batch_size)  # fmt: skip
-                part.to_parquet(file.with_suffix(".partial"), index=False)
-                os.replace(file.with_suffix(".partial"), file)
-            yield pandas.read_parquet(file)
+                part, sketches = measure(pipeline, outcome, candidates, problems, keys, group_size, cfg.rollouts,
+                                         cfg.nested, cfg.micro_batch_size, cfg.gradient)  # fmt: skip
+                if sketches:
+                    save_file(sketches, tensors)
+                part.to_parquet(rows.with_suffix(".partial"), index=False)
+                os.replace(rows.with_suffix(".partial"), rows)  # last, so that what is there is whole
+            yield pandas.read_parquet(rows), load_file(tensors) if tensors.is_file() else {}
             bar.update(len(chosen))
 
 
-def collect(parts: "Iterator[pandas.DataFrame]") -> "pandas.DataFrame":
+def collect(
+    parts: "Iterator[tuple[pandas.DataFrame, dict[str, Tensor]]]",
+) -> "tuple[pandas.DataFrame, dict[str, Tensor]]":
+    """All parts in one."""
     import pandas
+    import torch
 
-    return pandas.concat(parts, ignore_index=True)
+    tables, sketches = zip(*parts, strict=True)
+    return pandas.concat(tables, ignore_index=True), {
+        name: torch.cat([part[name] for part in sketches]) for name in sketches[0]
+    }
+
+
+def gradient_lines(gradients: "pandas.DataFrame") -> list[str]:
+    """A table for the terminal."""
+    shown = ["", f"{'gradient of the block':<40}{'cosine to the true one':>30}{'relative squared error':>30}"]
+    for row in gradients.to_dict("records"):
+        cells = [f"{row[key]:.3f} [{row[f'{key}_low']:.3f}, {row[f'{key}_high']:.3f}]" for key in ("cosine", "mse")]
+        name = f"  {row['objective']}, G = {row['group_size']}, {row['baseline']}"
+        shown.append(f"{name:<56}" + "".join(f"{cell:>26}" for cell in cells))
+    return shown
 
 
 def lines(results: "pandas.DataFrame") -> list[str]:

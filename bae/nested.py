@@ -20,13 +20,16 @@ from dataclasses import asdict
 import numpy as np
 import pandas
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
+from bae import figures
 from bae.agreement import Interval, agreement, sets
-from bae.baselines import Baseline, BlockRewards, outcome_strata, stratum_size, with_fallback
+from bae.baselines import Baseline, BlockRewards, RaoBlackwell, outcome_strata, stratum_size, with_fallback
 from bae.batch import Problem, group_index
 from bae.continuations import resample
 from bae.forward import expected_reward
+from bae.gradients import compare_gradients, sketch_completions, sketch_reference
 from bae.numbers import Candidates
 from bae.outcomes import Outcome
 from bae.rollout.pipeline import Pipeline
@@ -45,11 +48,14 @@ def measure(
     rollouts: int,
     nested: int,
     micro_batch_size: int,
-) -> pandas.DataFrame:
+    sketch: int = 0,
+) -> tuple[pandas.DataFrame, dict[str, Tensor]]:
     """Sample a group of each problem, and `rollouts` + `nested` more of every later block from each prefix.
 
-    keys: one seed for each problem; its `group` is the last number of it. micro_batch_size: completions in the forward
-    pass that `expected` takes.
+    keys: one seed for each problem; its `group` is the last number of it. micro_batch_size: completions in a forward
+    pass.
+    Returns the table and, with `sketch` numbers each, gradients by "<objective>/<name>": those of bae.gradients, of the
+    objective's rows and of the problems.
     """
     samples, scored, _ = pipeline(problems, keys, group_size)
     scorer, count = pipeline.scorer, len(scored.completions)
@@ -57,7 +63,8 @@ def measure(
     table = score_table(scored, scorer.objectives, outcome, group)
     owners = [problem for problem in problems for _ in range(group_size)]
     again_keys = [(*keys[n // group_size], n % group_size) for n in range(count)]
-    parts = []
+    parts: list[pandas.DataFrame] = []
+    sketches: dict[str, Tensor] = {}
     for block in sorted({scorer.block_of_objective[j] for j, o in enumerate(scorer.objectives) if o.given}):
         again = resample(pipeline, owners, samples, scored.block_of, block, rollouts + nested, again_keys)
         for j, objective in enumerate(scorer.objectives):
@@ -66,12 +73,21 @@ def measure(
             keep = scored.present[again.rows, j]
             rows = again.rows[keep]
             rewards = block_rewards(objective, j, table, group)
-            expected = torch.full((count,), torch.nan)
+            expected, decisions = torch.full((count,), torch.nan), None
             if objective.score is not None:
                 decisions = number_decisions(scored, scorer, j, candidates)
                 expected = expected_reward(
                     pipeline.policy.model, samples, decisions, pipeline.temperature, micro_batch_size
                 )
+            if sketch:
+                found = sketch_completions(
+                    pipeline, samples, scored.block_of == block, rows, rewards.reward, decisions, sketch
+                )
+                halves = sketch_reference(
+                    pipeline, again, block, j, group[again.rows], len(problems), sketch, micro_batch_size
+                )
+                found |= dict(zip(("half_a", "half_b"), halves, strict=True))
+                sketches |= {f"{objective.name}/{name}": values for name, values in found.items()}
             rescored = torch.full((count, 2), torch.nan) if rewards.rescored is None else rewards.rescored
             drawn = _whole(again.rewards(j)[keep])
             parts.append(
@@ -92,7 +108,7 @@ def measure(
                     }
                 )
             )
-    return pandas.concat(parts, ignore_index=True)
+    return pandas.concat(parts, ignore_index=True), sketches
 
 
 def _whole(rewards: Tensor) -> Tensor:
@@ -180,14 +196,40 @@ def compare(
             rewards = rewards_of(part, size)
             values[str(objective), size], shares = baseline_values(rewards, baselines, fallback)
             strata = stratum_size(outcome_strata(rewards), rewards.present)
-            names = FLAGS if set(rewards.outcome.tolist()) <= FLAGS.keys() else None
-            for name, where in sets(rewards.outcome, strata, names).items():
+            for name, where in sets(rewards.outcome, strata, names_of(rewards.outcome)).items():
                 measured = agreement(rewards.reward, values[str(objective), size], _matrix(part["rollouts"]), prompt,
                                      reference, resamples, where=where)  # fmt: skip
                 for baseline, result in measured.items():
                     found.append({"objective": objective, "group_size": size, "set": name, "baseline": baseline,
                                   "fallback": shares[baseline]} | _flat(asdict(result)))  # fmt: skip
     return pandas.DataFrame(found), values
+
+
+def compare_gradient(
+    table: pandas.DataFrame,
+    sketches: Mapping[str, Tensor],
+    baselines: Mapping[str, Baseline],
+    fallback: Baseline,
+    group_sizes: Sequence[int],
+    resamples: int,
+) -> pandas.DataFrame:
+    """A row for each objective, group size and baseline: cosine and mean squared error of the gradient that it gives
+    the block, with 95 % intervals. sketches: of `measure`, for all problems, whose numbers count from 0."""
+    found = []
+    for objective, part in table.groupby("objective", sort=False):
+        prefix = f"{objective}/"
+        own = {name.removeprefix(prefix): x for name, x in sketches.items() if name.startswith(prefix)}
+        prompt = torch.from_numpy(part["group"].to_numpy(dtype="int64"))
+        for size in group_sizes:
+            rewards = rewards_of(part, size)
+            values, _ = baseline_values(rewards, baselines, fallback)
+            texts = {name: b.text for name, b in baselines.items() if isinstance(b, RaoBlackwell)}
+            text_values, _ = baseline_values(rewards, texts, fallback)
+            assert rewards.expected is not None
+            agreed = compare_gradients(own, rewards.reward, rewards.expected, values, text_values, prompt, resamples)
+            found += [{"objective": objective, "group_size": size, "baseline": name} | _flat(result._asdict())
+                      for name, result in agreed.items()]  # fmt: skip
+    return pandas.DataFrame(found)
 
 
 def _flat(result: Mapping[str, object]) -> dict[str, object]:
@@ -200,17 +242,38 @@ def _flat(result: Mapping[str, object]) -> dict[str, object]:
 
 
 def errors_of(
-    table: pandas.DataFrame, values: Mapping[str, Tensor], results: pandas.DataFrame
-) -> tuple[dict[str, dict[str, list[float]]], dict[str, dict[str, float]]]:
-    """Errors of one objective's advantages against Monte Carlo by outcome and baseline, for the paper's Fig. 1, and
-    their RMSE without Monte Carlo's noise."""
-    reference = _matrix(table["rollouts"]).mean(1)
-    outcome = table["outcome"].to_numpy()
-    errors, rmse = {}, {}
-    for name in [n for n in dict.fromkeys(results["set"]) if n in FLAGS.values() or str(n).startswith("outcome=")]:
-        flags = {label: value for value, label in FLAGS.items()}
-        where = torch.from_numpy(outcome == (flags[name] if name in flags else float(name.removeprefix("outcome="))))
-        errors[name] = {baseline: (reference - value)[where].tolist() for baseline, value in values.items()}
-        rows = results[results["set"] == name]
-        rmse[name] = dict(zip(rows["baseline"], rows["rmse"], strict=True))
-    return errors, rmse
+    table: pandas.DataFrame, values: Mapping[tuple[str, int], Mapping[str, Tensor]], results: pandas.DataFrame
+) -> pandas.DataFrame:
+    """What the paper's Fig. 1 shows: a row for each objective, group size, outcome (`set`) and baseline, with `errors`,
+    a list of those of its advantages against Monte Carlo, and `rmse`, theirs without Monte Carlo's noise.
+
+    values, results: of `compare`.
+    """
+    found = []
+    for (objective, size), each in values.items():
+        part = table[table["objective"] == objective]
+        reference = _matrix(part["rollouts"]).mean(1)
+        outcome = torch.from_numpy(part["outcome"].to_numpy(dtype="float32"))
+        of_size = results[(results["objective"] == objective) & (results["group_size"] == size)]
+        rmse = of_size.set_index(["set", "baseline"])["rmse"]
+        by_outcome = sets(outcome, torch.zeros_like(outcome), names_of(outcome))
+        for name in [name for name in by_outcome if name != "all"]:
+            for baseline, value in each.items():
+                errors = (reference - value)[by_outcome[name]].numpy()
+                found.append({"objective": objective, "group_size": size, "set": name, "baseline": baseline,
+                              "rmse": rmse[name, baseline], "errors": errors})  # fmt: skip
+    return pandas.DataFrame(found)
+
+
+def draw_errors(errors: pandas.DataFrame) -> Figure:
+    """Of one objective and group size, by outcome."""
+    panels = {str(name): part.set_index("baseline") for name, part in errors.groupby("set", sort=False)}
+    return figures.error_distributions(
+        {name: part["errors"].to_dict() for name, part in panels.items()},
+        {name: part["rmse"].to_dict() for name, part in panels.items()},
+    )
+
+
+def names_of(outcome: Tensor) -> dict[float, str] | None:
+    """What outcomes are called where they are no more than right and wrong."""
+    return FLAGS if set(outcome.tolist()) <= FLAGS.keys() else None

@@ -7,8 +7,8 @@ to where "0" was drawn cannot be read off the branch that was sampled, and a val
 judges would bias the gradient.
 
 What stays approximate: a number that may go on is worth what the others that begin so earned, whatever their prompts;
-a closing tag that has begun is taken to be finished; a completion that spoilt its format has no decisions, though the
-expectations of the others reckon with it, so that its tokens are judged against the baseline of the text.
+a closing tag that has begun is taken to be finished. Completions that spoil their number have decisions too, up to the
+token that spoils it, for the expectations of all reckon with that.
 """
 
 from collections import Counter
@@ -28,12 +28,15 @@ CACHED_STATES = 1024  # of C times 16 bytes each
 class Number:
     """Where a stated number lies in a completion.
 
-    content: the bytes between the tags, as sampled. first: position in the completion of the first token whose first
-    byte lies at or after the content's start. offsets: in bytes from the content's start, of that token and of each
-    following one, up to and including the one in which the closing tag begins.
+    content: the bytes after the opening tag, as sampled, up to the next tag of the format or the end.
+    value: the number, None if it cannot be read or is not closed.
+    first: position in the completion of the first token whose first byte lies at or after the content's start.
+    offsets: in bytes from the content's start, of that token and of each following one, up to and including the one
+        after the content, with which the closing tag should begin.
     """
 
     content: bytes
+    value: float | None
     first: int
     offsets: tuple[int, ...]
 
@@ -76,25 +79,23 @@ class Decisions:
 
     position: (N, D) long, the completion token chosen at each decision, -1 where there is none; a row's own come first.
     value: (N, D, C), the reward if the candidate is chosen. ids: (C,) the candidates.
-    other: the reward of any other token, which spoils the format.
+    other: the reward of any other token, which spoils the format. final: (N,), what the number earns, whatever comes
+    after it; `other` if it cannot be read.
     """
 
     position: Tensor
     value: Tensor
     ids: Tensor
     other: float
-
-    @property
-    def any(self) -> bool:
-        """Whether there is a decision at all."""
-        return bool((self.position >= 0).any())
+    final: Tensor
 
     def rows(self, index: Tensor) -> "Decisions":
         """Those of a micro-batch; index: (B,) long."""
-        return replace(self, position=self.position[index], value=self.value[index])
+        return replace(self, position=self.position[index], value=self.value[index], final=self.final[index])
 
     def to(self, device: torch.device | str) -> "Decisions":
-        return replace(self, position=self.position.to(device), value=self.value.to(device), ids=self.ids.to(device))
+        position, value, ids, final = (x.to(device) for x in (self.position, self.value, self.ids, self.final))
+        return replace(self, position=position, value=value, ids=ids, final=final)
 
 
 def find_decisions(
@@ -112,30 +113,29 @@ def find_decisions(
     other reports that begin so, or if there are none the score of what stands, plus the mean of what the other reports
     have after as many decimals. A completion's own report never enters its own values.
 
-    numbers: None for completions that get no decisions. correct: (N,), 0 or 1.
+    numbers: None for completions that began none. correct: (N,), 0 or 1.
     score: the scoring rule, elementwise on (q, c) that broadcast. other: the reward of spoilt format.
-    reports: (content, q) of the well-formed numbers of the whole batch, all ranks together; from `own` on they are
-        those of `numbers`, in order. Raises ValueError if they are not.
+    reports: (content, q) of the readable numbers of the whole batch, all ranks together; from `own` on they are those
+        of `numbers`, in order. Raises ValueError if they are not.
     """
-    contents = [number.content for number in numbers if number is not None]
-    if contents != [content for content, _ in reports[own : own + len(contents)]]:
-        raise ValueError(f"reports[{own}:{own + len(contents)}] are not the contents of the numbers")
+    readable = [number.content for number in numbers if number is not None and number.value is not None]
+    if readable != [content for content, _ in reports[own : own + len(readable)]]:
+        raise ValueError(f"reports[{own}:{own + len(readable)}] are not the contents of the numbers")
     stated = Counter((_text(content).strip(), q) for content, q in reports if b"." in content)
     report_of = {report: u for u, report in enumerate(stated)}
     states: dict[str, int] = {}
     # One row of values for each state, own report and outcome; completions that agree in these share it.
     rows: dict[tuple[int, int, int], int] = {}
     found: list[list[tuple[int, int]]] = []
-    mine = iter(reports[own:])
     for number, c in zip(numbers, correct.long().tolist(), strict=True):
         found.append([])
         if number is None:
             continue
-        content, q = next(mine)
-        report = report_of.get((_text(content).strip(), q), -1)  # -1: no point, so no decision
+        none = len(stated)
+        report = none if number.value is None else report_of.get((_text(number.content).strip(), number.value), none)
         for place, offset in enumerate(number.offsets, number.first):
-            if b"." in content[:offset]:
-                state = states.setdefault(_text(content[:offset]).lstrip(), len(states))
+            if b"." in number.content[:offset]:
+                state = states.setdefault(_text(number.content[:offset]).lstrip(), len(states))
                 found[-1].append((place, rows.setdefault((state, report, c), len(rows))))
     width = max(map(len, found), default=0)
     padded = [decided + [(-1, -1)] * (width - len(decided)) for decided in found]
@@ -143,7 +143,9 @@ def find_decisions(
     table = correct.new_zeros(len(rows) + 1, len(candidates.ids))  # the last row is for no decision
     if rows:
         table[:-1] = _values(list(states), torch.tensor(list(rows)), stated, score, other, candidates, correct.dtype)
-    return Decisions(position, table[row], candidates.ids, other)
+    q = torch.tensor([torch.nan if n is None or n.value is None else n.value for n in numbers], dtype=correct.dtype)
+    final = torch.where(q.isnan(), other, score(q, correct))
+    return Decisions(position, table[row], candidates.ids, other, final)
 
 
 def _values(
@@ -155,8 +157,8 @@ def _values(
     candidates: Candidates,
     dtype: torch.dtype,
 ) -> Tensor:
-    """(R, C): what each candidate is worth in each row. rows: (R, 3) of a state, an own report (one of `stated`) and an
-    outcome. stated: how often each of the U different reports with a point was made."""
+    """(R, C): what each candidate is worth in each row. rows: (R, 3) of a state, an own report (one of `stated`, or U
+    for none) and an outcome. stated: how often each of the U different reports with a point was made."""
     number, decimals = map(torch.stack, zip(*map(candidates.readings, states), strict=True))  # (S, C)
     depths = range(int(decimals.max()) + 1 if decimals.numel() else 1)
     q = torch.tensor([q for _, q in stated], dtype=dtype)
@@ -166,14 +168,19 @@ def _values(
     # How each report begins, up to each number of decimals; that number tells what has fewer from what has as many.
     cuts = [[text[: text.index(".") + 1 + depth] for depth in depths] for text, _ in stated]
     begins: dict[tuple[str, int], int] = {}
-    start = torch.tensor([[begins.setdefault((cut, d), len(begins)) for d, cut in enumerate(row)] for row in cuts])
+    places = [[begins.setdefault((cut, depth), len(begins)) for depth, cut in enumerate(row)] for row in cuts]
+    start = torch.tensor([*places, [-2] * len(depths)])  # (U + 1, depths); no report begins like the last
     # Of each beginning: how many reports, and their total score under either outcome; the last row is for none.
     sums = times.unsqueeze(1) * torch.cat([torch.ones_like(scores[:, :1]), scores], 1)
-    total = q.new_zeros(len(begins) + 1, 3).index_add(0, start.flatten(), sums.repeat_interleave(len(depths), 0))
+    total = q.new_zeros(len(begins) + 1, 3).index_add(0, start[:-1].flatten(), sums.repeat_interleave(len(depths), 0))
     # What the other reports have, on average, after as many decimals; without others, half of the last decimal.
-    tail = q.unsqueeze(1) - torch.tensor([[parse_confidence(cut) or 0.0 for cut in row] for row in cuts], dtype=dtype)
+    cut_off = torch.tensor([[parse_confidence(cut) or 0.0 for cut in row] for row in cuts], dtype=dtype)
+    tail = torch.cat([q.unsqueeze(1) - cut_off.view(len(q), len(depths)), q.new_zeros(1, len(depths))])
+    weight = torch.cat([torch.ones_like(q), q.new_zeros(1)]).unsqueeze(1)  # of one's own report
     half = torch.tensor([0.5 * 0.1**depth for depth in depths], dtype=dtype).expand_as(tail)
-    tail = (times @ tail - tail) / (times.sum() - 1) if times.sum() > 1 else half  # (U, depths)
+    others = times.sum() - weight
+    tail = torch.where(others > 0, (times @ tail[:-1] - weight * tail) / others.clamp(min=1), half)  # (U + 1, depths)
+    scores = torch.cat([scores, scores.new_zeros(1, 2)])
 
     state, report, outcome = rows.unbind(1)
     begun = [
@@ -222,18 +229,23 @@ def expected(log_probs: Tensor, decisions: Decisions) -> Tensor:
     return all_action(log_probs, decisions) + decisions.other * (decisions.position >= 0)
 
 
-def token_advantages(advantage: Tensor, reward: Tensor, values: Tensor, position: Tensor, in_block: Tensor) -> Tensor:
+def token_advantages(
+    advantage: Tensor, reward: Tensor, values: Tensor, decisions: Decisions, in_block: Tensor
+) -> Tensor:
     """The advantage of each token of the block, for one objective; (B, T), zero outside the block.
 
-    Before the first decision V_1 - b, with b = reward - advantage; at decision d V_{d+1} - V_d, the reward standing for
-    the V after the last; after it 0, for the number is final. So the decisions and one token of the text add up to
-    `advantage`, which is what every token of a row without decisions gets.
+    Before the first decision V_1 - b, with b = reward - advantage; at decision d V_{d+1} - V_d, what the number earns
+    standing for the V after the last; after it reward - what the number earns, which is 0 in a completion in form. So
+    one token of each of these add up to `advantage`, which is what every token of a row without decisions gets.
 
-    advantage, reward: (B,). values: (B, D), of `expected`. position: (B, D). in_block: (B, T) bool.
+    advantage, reward: (B,). values: (B, D), of `expected`. in_block: (B, T) bool.
     """
-    decides, reward = position >= 0, reward.unsqueeze(1)
-    steps = torch.cat([torch.where(decides, values, reward), reward], 1)  # V_1 … V_D, then what came of it
-    place = position.clamp(min=0)
-    begun = torch.zeros_like(in_block, dtype=torch.long).scatter_add(1, place, decides.long()).cumsum(1) > 0
-    before = (advantage.unsqueeze(1) + (steps[:, :1] - reward)) * ~begun
-    return before.scatter_add(1, place, steps.diff(dim=1)) * in_block
+    decides, final = decisions.position >= 0, decisions.final.unsqueeze(1)
+    steps = torch.cat([torch.where(decides, values, final), final], 1)  # V_1 … V_D, then what came of it
+    place = decisions.position.clamp(min=0)
+    at = torch.zeros_like(in_block, dtype=torch.long).scatter_add(1, place, decides.long())
+    begun = at.cumsum(1) > 0
+    some = decides.any(1, keepdim=True)
+    before = advantage.unsqueeze(1) + torch.where(some, steps[:, :1] - reward.unsqueeze(1), 0.0)
+    after = (reward.unsqueeze(1) - final) * (at == 0)
+    return torch.where(begun, after, before).scatter_add(1, place, steps.diff(dim=1) * decides) * in_block

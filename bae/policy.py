@@ -167,7 +167,7 @@ class PolicyModule(L.LightningModule):
         log_probs = candidate_log_probs(differentiable, decisions.position, decisions.ids, self.temperature)
         values = expected(log_probs.detach(), decisions)
         in_block = block_of == numbers.block
-        change = token_advantages(before, reward, values, decisions.position, in_block) - before.unsqueeze(1) * in_block
+        change = token_advantages(before, reward, values, decisions, in_block) - before.unsqueeze(1) * in_block
         if not numbers.all_action:
             return numbers.weight * change, torch.zeros((), device=self.device)
         # The token that was drawn gives way to the expectation over all that might have been.

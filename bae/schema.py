@@ -73,6 +73,7 @@ class FidelitySchema:
     baselines: list[str] = MISSING
     reference: str = MISSING
     nested: int = MISSING
+    gradient: int = MISSING
     temperature: float = MISSING
     max_new_tokens: int | None = None
     micro_batch_size: int = MISSING

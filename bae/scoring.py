@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from bae.batch import Completion, Problem, Samples, Scored
-from bae.blocks import Block, parse_confidence
+from bae.blocks import Block
 from bae.numbers import Number
 from bae.objectives import Objective, check_objectives
-from bae.tokens import locate_blocks, locate_number
+from bae.tokens import locate_blocks
 from bae.verifier import Verifier
 
 Malformed = Literal["penalise", "mask", "zero"]
@@ -53,11 +53,10 @@ class Scorer:
         rows = zip(problems, samples.completion_ids.tolist(), samples.completion_mask.sum(1).tolist(),
                    samples.ended.tolist(), strict=True)  # fmt: skip
         for n, (problem, ids, length, ended) in enumerate(rows):
-            text, spans, positions, offsets = locate_blocks(ids[: length - ended], self.vocabulary, self.blocks)
+            text, spans, positions, number = locate_blocks(ids[: length - ended], self.vocabulary, self.blocks)
             block_of[n, :length] = torch.tensor(positions[:length])
-            stated = next((s for s in spans.sections if s.tag == "confidence"), None)
-            confidence = None if stated is None else parse_confidence(stated.content)
-            numbers.append(None if stated is None or confidence is None else locate_number(stated, offsets))
+            confidence = None if number is None else number.value
+            numbers.append(number)
             completions.append(
                 Completion(problem, text, spans.sections, spans.well_formed, (), confidence, length, not ended)
             )

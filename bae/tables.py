@@ -15,6 +15,7 @@ from bae import figures
 from bae.bootstrap import paired_bootstrap
 from bae.evidence import Evidence
 from bae.metrics import reliability_table
+from bae.nested import draw_errors
 from bae.samples import pairs
 
 METRICS = {"accuracy": "acc", "auroc": "AUROC", "ece": "ECE", "brier": "Brier"}
@@ -213,6 +214,25 @@ def training_figure(spec: Mapping[str, Any], evidence: Evidence) -> Drawn:
     return {model: figures.training_curves(some, label) for model, some in histories.items()}, missing
 
 
+def fidelity_figure(spec: Mapping[str, Any], evidence: Evidence) -> Drawn:
+    """Paper, Fig. 1: errors of each baseline's advantages, of the newest seed that bae-fidelity has measured."""
+    drawn, missing = {}, []
+    by_model = evidence.by_model(spec, spec["method"])
+    for model, runs in by_model.items():
+        found = [e for split in spec["splits"] for run in runs if (e := evidence.errors(run, split)) is not None]
+        if not found:
+            missing.append(f"{model}: no run that was measured; {spec['command']}")
+            continue
+        errors = found[0]
+        sizes = sorted(errors["group_size"].unique())
+        size = spec["group_size"] if spec["group_size"] in sizes else sizes[-1]
+        for objective, part in errors[errors["group_size"] == size].groupby("objective", sort=False):
+            drawn[f"{model}_{objective}_{size}"] = draw_errors(part)
+    if not by_model:
+        missing.append(f"no finished runs; {spec['command']}")
+    return drawn, missing
+
+
 def _one_panel_a_set(
     spec: Mapping[str, Any],
     evidence: Evidence,
@@ -237,6 +257,7 @@ def _one_panel_a_set(
 
 
 PLOTS: dict[str, Callable[[Mapping[str, Any], Evidence], Drawn]] = {
+    "fidelity": fidelity_figure,
     "scaling": scaling_figure,
     "reliability": reliability_figure,
     "training": training_figure,

@@ -11,8 +11,14 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from bae.blocks import Block, Section, Spans, find_spans
+from bae.blocks import Block, Section, Spans, find_spans, parse_confidence
 from bae.numbers import Number
+
+NUMBER = "confidence"
+"""Tag of the section that states a number."""
+
+NUMBER_BYTES = 16
+"""Of a number's text, as many bytes have their tokens told apart; whatever is written, the rest is one piece."""
 
 
 def token_bytes(tokenizer: Any) -> list[bytes]:
@@ -52,12 +58,12 @@ def _sentencepiece_bytes(piece: str) -> bytes:
 
 class Located(NamedTuple):
     """text: of one completion. spans: its blocks; offsets in them count bytes. block_of: of each of the len(ids) + 1
-    positions, the last one being the end of sequence. offsets: of each position's first byte."""
+    positions, the last one being the end of sequence. number: the `confidence` section's, None if it was not begun."""
 
     text: str
     spans: Spans
     block_of: list[int]
-    offsets: list[int]
+    number: Number | None
 
 
 def locate_blocks(ids: Sequence[int], vocabulary: Sequence[bytes], blocks: Sequence[Block]) -> Located:
@@ -72,15 +78,19 @@ def locate_blocks(ids: Sequence[int], vocabulary: Sequence[bytes], blocks: Seque
     spans = find_spans(raw.decode("latin-1"), blocks)
     offsets = list(itertools.accumulate(map(len, pieces), initial=0))
     block_of = [bisect_right(spans.starts, offset) - 1 for offset in offsets]
+    begun = [*spans.sections, *([spans.unfinished] if spans.unfinished else [])]
+    number = next((_number(s, s is not spans.unfinished, offsets) for s in begun if s.tag == NUMBER), None)
     sections = tuple(Section(s.tag, _utf8(s.content.encode("latin-1")), s.start) for s in spans.sections)
-    return Located(_utf8(raw), Spans(spans.starts, spans.well_formed, sections), block_of, offsets)
+    return Located(_utf8(raw), Spans(spans.starts, spans.well_formed, sections), block_of, number)
 
 
-def locate_number(section: Section, offsets: Sequence[int]) -> Number:
-    """The tokens of a section that holds a readable number, so ASCII alone. offsets: of `locate_blocks`."""
-    content = section.content.encode()
-    first, last = bisect_left(offsets, section.start), bisect_right(offsets, section.start + len(content))
-    return Number(content, first, tuple(offset - section.start for offset in offsets[first:last]))
+def _number(section: Section, closed: bool, offsets: Sequence[int]) -> Number:
+    """The tokens of a number, as far as they are told apart. section: of Latin-1 text. offsets: of every token."""
+    content = section.content.encode("latin-1")
+    first = bisect_left(offsets, section.start)
+    last = bisect_right(offsets, section.start + min(len(content), NUMBER_BYTES))
+    value = parse_confidence(_utf8(content)) if closed else None
+    return Number(content, value, first, tuple(offset - section.start for offset in offsets[first:last]))
 
 
 def _utf8(raw: bytes) -> str:

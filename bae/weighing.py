@@ -72,11 +72,10 @@ def number_decisions(
 
     gather: a list of this rank -> those of all ranks, in order.
     """
-    objective, valid = scorer.objectives[j], (scored.present[:, j] & ~scored.malformed[:, j]).tolist()
+    objective, present = scorer.objectives[j], scored.present[:, j].tolist()
     assert objective.score is not None
-    numbers = [number if keep else None for number, keep in zip(scored.numbers, valid, strict=True)]
-    confidence = confidences(scored.completions).tolist()
-    reports = gather([(number.content, q) for number, q in zip(numbers, confidence, strict=True) if number])
+    numbers = [number if counts else None for number, counts in zip(scored.numbers, present, strict=True)]
+    reports = gather([(number.content, number.value) for number in numbers if number and number.value is not None])
     own = sum(map(len, reports[:rank]))
     return find_decisions(numbers, correctness(scored.completions), objective.score, scorer.spoilt(objective),
                           candidates, [report for part in reports for report in part], own)  # fmt: skip

@@ -7,8 +7,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bae.batch import Advantages, RolloutBatch, Samples, Scored
+from bae.batch import Advantages, NumberAdvantages, RolloutBatch, Samples, Scored
 from bae.blocks import make_blocks
+from bae.forward import completion_logits
+from bae.losses import token_weights
+from bae.numbers import Decisions
 from bae.policy import PolicyModule, lr_share
 
 BLOCKS = make_blocks({"solution": ["answer"], "confidence": {"sections": ["confidence"], "weight": 2.0}})
@@ -105,6 +108,71 @@ def test_what_stands_in_padding_does_not_matter(tiny):
         prompt_ids=torch.where(samples.prompt_mask, samples.prompt_ids, 7),
     )
     assert_same(gradients(tiny, other), gradients(tiny, work))
+
+
+def with_numbers(work, all_action, seed=3):
+    """The second block's objective has two decisions in the completions that are long enough, one in others."""
+    g = torch.Generator().manual_seed(seed)
+    samples, scored = work.rolled_out()
+    lengths, n = samples.completion_mask.sum(1), len(samples.completion_ids)
+    position = torch.stack([torch.where(lengths > 4, lengths - 2, -1), torch.where(lengths > 4, lengths - 1, -1)], 1)
+    position[scored.block_of.gather(1, position.clamp(min=0)) != 1] = -1
+    position[::3, 1] = -1
+    position = torch.where(position[:, :1] < 0, position.flip(1), position)  # a row's own come first
+    value, reward, final = -torch.rand(n, 2, 5, generator=g), -torch.rand(n, generator=g), -torch.rand(n, generator=g)
+    decisions = Decisions(position, value, torch.tensor([3, 7, 8, 11, 20]), -1.5, final)
+    given = work.weighed()
+    numbers = [NumberAdvantages(decisions, reward, given.per_objective[:, 1], 1, 0.7, all_action)]
+    per_block = given.per_block.clone()
+    per_block[:, 1] = 0.7 * given.per_objective[:, 1] + 0.3  # another objective in the block, too
+    work.advantages = Advantages(given.per_objective, per_block, numbers)
+    assert (position >= 0).sum(1).unique().tolist() == [0, 1, 2]
+    return work
+
+
+def gradients_by_loops(policy, work, temperature=0.8):
+    """-sum of w_t A_t log pi_t in plain loops, with the advantages of numbers from their definition."""
+    samples, scored = work.rolled_out()
+    (numbers,) = work.weighed().numbers
+    d, weights = numbers.decisions, token_weights(scored.block_of, torch.tensor([1.0, 2.0]))
+    loss = 0.0
+    for n in range(len(samples.completion_ids)):
+        logits, ids = completion_logits(policy.model, samples, torch.tensor([n]))
+        log_p = torch.log_softmax(logits[0] / temperature, -1)
+        places = [int(p) for p in d.position[n] if p >= 0]
+        values = [sum(log_p[p, v].exp() * d.value[n, k, c] for c, v in enumerate(d.ids))
+                  + (1 - sum(log_p[p, v].exp() for v in d.ids)) * d.other for k, p in enumerate(places)]  # fmt: skip
+        for t, token in enumerate(ids[0, : int(samples.completion_mask[n].sum())]):
+            block = int(scored.block_of[n, t])
+            advantage = work.weighed().per_block[n, block]
+            if block == 1 and places:
+                mine, other = numbers.advantage[n], 0.3
+                steps = [*values, d.final[n]]
+                if t < places[0]:
+                    mine = mine + steps[0] - numbers.reward[n]
+                elif t in places:
+                    k = places.index(t)
+                    mine = steps[k + 1] - steps[k]
+                    if numbers.all_action:
+                        loss = loss - weights[n, t] * 0.7 * values[k]
+                        mine = torch.zeros(())
+                else:
+                    mine = numbers.reward[n] - d.final[n]
+                advantage = 0.7 * mine.detach() + other
+            loss = loss - weights[n, t] * advantage * log_p[t, token]
+    policy.model.zero_grad()
+    loss.backward()
+    found = {name: p.grad.clone() for name, p in policy.model.named_parameters()}
+    policy.model.zero_grad()
+    return found
+
+
+@pytest.mark.parametrize("all_action", [False, True])
+def test_numbers_have_advantages_of_their_own(tiny, all_action):
+    work = with_numbers(batch(), all_action)
+    whole = gradients(tiny, work)
+    assert_same(gradients(tiny, with_numbers(batch(), all_action), micro_batch_size=3), whole)
+    assert_same(gradients_by_loops(tiny, with_numbers(batch(), all_action)), whole, atol=1e-5)
 
 
 def test_no_advantage_no_gradient(tiny):

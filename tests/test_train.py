@@ -198,7 +198,7 @@ def test_a_finished_run_can_be_made_longer(train):
         (["training.clip=2"], "training.clip=2"),
         (["training.optimizer_steps=3"], "training.optimizer_steps=3 does not divide"),
         (["objectives.malformed=ignore"], "objectives.malformed=ignore"),
-        (["objectives.blocks.confidence=[answer,confidence]"], "overlap"),
+        (["objectives.blocks.confidence.sections=[answer,confidence]"], "overlap"),
         (["objectives.rewards.correctness.block=solutoin"], "no such block"),
         (["model.path=/no/such/model"], "model.path=/no/such/model"),
         (["model=pretrained"], "model.path"),

@@ -62,7 +62,7 @@ class Fidelity(L.Callback):
             return
         mine = range(trainer.global_rank, self.prompts, trainer.world_size)
         problems = [self.pipeline.task.problem(self.split, i) for i in mine]
-        part = measure(
+        part, _ = measure(
             self.pipeline, self.outcome, self.candidates, problems, [(self.seed, DRAWS, i) for i in mine],
             self.group_size, self.rollouts, self.nested, self.micro_batch_size,
         )  # fmt: skip

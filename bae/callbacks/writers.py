@@ -70,6 +70,11 @@ class BlockwiseAdvantages(L.Callback):
         self.outcome = outcome
         self.seed = seed
         self.candidates = Candidates(self.scorer.vocabulary) if isinstance(baseline, RaoBlackwell) else None
+        if self.candidates and self.scorer.malformed == "mask":
+            raise ValueError(
+                "baseline=rao_blackwell: under objectives.malformed=mask a spoilt number has no reward to expect; "
+                "choose penalise or zero"
+            )
         for objective in self.scorer.objectives:
             if self.candidates and objective.given and objective.score is None:
                 raise ValueError(
