@@ -42,6 +42,7 @@ def fidelity(cfg: DictConfig) -> None:
         folder, before, pipeline = trained(cfg)
         pipeline.task.size(cfg.split)
         baselines = {name: load_baseline(name) for name in cfg.baselines}
+        nested.check_nested(baselines, cfg.nested)
         outcome, fallback = make(cfg.outcome), make(cfg.fallback_baseline)
         if not any(objective.given for objective in pipeline.scorer.objectives):
             raise cli.UserError(
@@ -52,6 +53,8 @@ def fidelity(cfg: DictConfig) -> None:
     place = folder / "fidelity" / cfg.split
     parts = place / f"parts_{digest(cfg, folder)}"
     table, sketches = collect(measured(cfg, pipeline, outcome, max(sizes), parts))
+    if table.empty:
+        raise cli.UserError(f"run={cfg.run}: none of its completions reaches a later block, so nothing can be compared")
     table.to_parquet(place / "rollouts.parquet", index=False)
     results, values = nested.compare(table, baselines, fallback, sizes, cfg.reference, cfg.resamples)
     results.to_csv(place / "fidelity.csv", index=False)
@@ -77,8 +80,15 @@ def check(cfg: DictConfig) -> None:
     for key in ("prompts", "resamples", "temperature", "micro_batch_size"):
         if cfg[key] <= 0:
             raise cli.UserError(f"{key}={cfg[key]}: must be above 0")
+    for key in ("nested", "gradient"):
+        if cfg[key] < 0:
+            raise cli.UserError(f"{key}={cfg[key]}: must not be negative")
     if cfg.rollouts < 2:
         raise cli.UserError(f"rollouts={cfg.rollouts}: must be 2 or more, or their noise cannot be told")
+    if cfg.gradient and cfg.rollouts + cfg.nested < 4:
+        raise cli.UserError(
+            f"rollouts={cfg.rollouts}: gradient={cfg.gradient} needs 4 or more, two in either half; raise rollouts"
+        )
     if cfg.reference not in cfg.baselines:
         raise cli.UserError(f"reference={cfg.reference}: not among baselines={list(cfg.baselines)}")
     sizes = [cfg.group_size] if isinstance(cfg.group_size, int) else list(cfg.group_size)
@@ -154,11 +164,14 @@ def collect(
 
 def gradient_lines(gradients: "pandas.DataFrame") -> list[str]:
     """A table for the terminal."""
-    shown = ["", f"{'gradient of the block':<40}{'cosine to the true one':>30}{'relative squared error':>30}"]
+    shown = ["", f"{'gradient of the block':<56}{'cosine':>24}{'squared error':>24}{'share of the noise':>24}"]
     for row in gradients.to_dict("records"):
-        cells = [f"{row[key]:.3f} [{row[f'{key}_low']:.3f}, {row[f'{key}_high']:.3f}]" for key in ("cosine", "mse")]
+        cells = [
+            f"{row[key]:.3f} [{row[f'{key}_low']:.3f}, {row[f'{key}_high']:.3f}]"
+            for key in ("cosine", "mse", "noise_share")
+        ]
         name = f"  {row['objective']}, G = {row['group_size']}, {row['baseline']}"
-        shown.append(f"{name:<56}" + "".join(f"{cell:>26}" for cell in cells))
+        shown.append(f"{name:<56}" + "".join(f"{cell:>24}" for cell in cells))
     return shown
 
 

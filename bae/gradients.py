@@ -37,7 +37,7 @@ def sketch_completions(
     in_block: (N, T) bool. reward: (N,).
     """
     kept: dict[str, list[Tensor]] = {"whole": [], "text": [], "sampled": [], "every": []}
-    for n in rows.split(1):
+    for n in rows.unsqueeze(1):
         logits, ids = completion_logits(pipeline.policy.model, samples, n)
         log_p, _ = log_probs_and_entropy(logits, ids, pipeline.temperature)
         mask = in_block[n, : ids.shape[1]].to(log_p.device)
@@ -72,7 +72,7 @@ def sketch_reference(
 ) -> tuple[Tensor, Tensor]:
     """(P, size) twice: the gradient of each group's prefixes in objective j, from each half of the fresh samples, every
     one judged against the others of its prefix and half. group: (R,) long, below P. groups: P."""
-    rewards = again.rewards(j).nan_to_num()
+    rewards = again.rewards(j)
     half = again.rollouts // 2
     in_block = (again.scored.block_of == block) & again.samples.completion_mask
     found = []
@@ -80,7 +80,7 @@ def sketch_reference(
         mine = rewards[:, columns]
         prefix = torch.arange(len(mine)).repeat_interleave(half)
         flat = mine.flatten()
-        others = mean_of_others(flat, prefix, torch.ones_like(flat, dtype=torch.bool))
+        others = mean_of_others(flat.nan_to_num(), prefix, ~flat.isnan())
         rows = torch.arange(len(mine)).unsqueeze(1) * again.rollouts + torch.arange(again.rollouts)[columns]
         weight = (flat - others).nan_to_num() / half
         each = []
@@ -98,7 +98,7 @@ def _weighted(
     pipeline: Pipeline, samples: Samples, in_block: Tensor, rows: Tensor, weight: Tensor, micro_batch_size: int
 ) -> Iterator[Tensor]:
     """The weighted sum of the completions' mean log-probabilities in the block, micro-batch by micro-batch."""
-    for part in torch.arange(len(rows)).split(micro_batch_size):
+    for part in torch.arange(len(rows)).split(micro_batch_size) if len(rows) else ():
         logits, ids = completion_logits(pipeline.policy.model, samples, rows[part])
         log_p, _ = log_probs_and_entropy(logits, ids, pipeline.temperature)
         mask = in_block[rows[part], : ids.shape[1]].to(log_p.device)

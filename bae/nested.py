@@ -16,6 +16,7 @@ comes to what that says (paper, Fig. 1). One row for each completion and each ob
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 
 import numpy as np
 import pandas
@@ -29,7 +30,7 @@ from bae.baselines import Baseline, BlockRewards, RaoBlackwell, outcome_strata, 
 from bae.batch import Problem, group_index
 from bae.continuations import resample
 from bae.forward import expected_reward
-from bae.gradients import compare_gradients, sketch_completions, sketch_reference
+from bae.gradients import ALL_ACTION, compare_gradients, sketch_completions, sketch_reference
 from bae.numbers import Candidates
 from bae.outcomes import Outcome
 from bae.rollout.pipeline import Pipeline
@@ -62,7 +63,8 @@ def measure(
     group = group_index(count, group_size)
     table = score_table(scored, scorer.objectives, outcome, group)
     owners = [problem for problem in problems for _ in range(group_size)]
-    again_keys = [(*keys[n // group_size], n % group_size) for n in range(count)]
+    # From 1 on: a seed that ends in 0 is that of its group, to which numpy appends zeros.
+    again_keys = [(*keys[n // group_size], 1 + n % group_size) for n in range(count)]
     parts: list[pandas.DataFrame] = []
     sketches: dict[str, Tensor] = {}
     for block in sorted({scorer.block_of_objective[j] for j, o in enumerate(scorer.objectives) if o.given}):
@@ -118,9 +120,9 @@ def _whole(rewards: Tensor) -> Tensor:
 
 def rewards_of(table: pandas.DataFrame, group_size: int) -> BlockRewards:
     """What a baseline sees of one objective's rows, in groups of `group_size`: larger groups are cut into such."""
-    column = lambda name: torch.from_numpy(table[name].to_numpy(dtype="float32"))  # noqa: E731
-    sample = torch.from_numpy(table["sample"].to_numpy(dtype="int64"))
-    group = torch.from_numpy(table["group"].to_numpy(dtype="int64"))
+    column = lambda name: torch.from_numpy(table[name].to_numpy(dtype="float32", copy=True))  # noqa: E731
+    sample = torch.from_numpy(table["sample"].to_numpy(dtype="int64", copy=True))
+    group = torch.from_numpy(table["group"].to_numpy(dtype="int64", copy=True))
     rescored = torch.stack([column("rescored_wrong"), column("rescored_right")], 1)
     nested = _matrix(table["nested"])
 
@@ -141,22 +143,32 @@ def rewards_of(table: pandas.DataFrame, group_size: int) -> BlockRewards:
     )
 
 
+def check_nested(baselines: Mapping[str, Baseline], nested: int) -> None:
+    """Raises ValueError if one that samples, such as monte_carlo, will ask for more than there will be."""
+    for name, baseline in baselines.items():
+        rollouts = baseline.keywords.get("rollouts", 0) if isinstance(baseline, partial) else 0
+        if rollouts > nested:
+            raise ValueError(
+                f"nested={nested}: baseline {name} needs {rollouts} of its own; raise nested or leave it out"
+            )
+
+
 def _matrix(values: pandas.Series) -> Tensor:
     return torch.from_numpy(np.stack(values.to_list()).astype("float32"))
 
 
 def baseline_values(
-    rewards: BlockRewards, baselines: Mapping[str, Baseline], fallback: Baseline
+    rewards: BlockRewards, baselines: Mapping[str, Baseline], fallback: Baseline, prompt: Tensor
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """(N,) of each baseline, and the share of completions where the fallback stepped in.
+    """(N,) of each baseline, and the share of completions where the fallback stepped in. prompt: (N,) long.
 
     One that carries something from step to step learns it from one half of the prompts and is asked about the other.
     """
     values, shares = {}, {}
-    halves = rewards.group.unique(return_inverse=True)[1] % 2
+    halves = prompt.unique(return_inverse=True)[1] % 2
     for name, baseline in baselines.items():
         value, lacking = torch.empty_like(rewards.reward), torch.empty_like(rewards.present)
-        if hasattr(baseline, "load_state_dict") and halves.any():
+        if hasattr(baseline, "load_state_dict"):
             for half in (0, 1):
                 fresh = copy.deepcopy(baseline)
                 with_fallback(fresh, fallback, _rows(rewards, halves != half))
@@ -191,10 +203,10 @@ def compare(
     with what bae.agreement says and 95 % intervals; and the values of the baselines, by objective and group size."""
     found, values = [], {}
     for objective, part in table.groupby("objective", sort=False):
-        prompt = torch.from_numpy(part["group"].to_numpy(dtype="int64"))
+        prompt = torch.from_numpy(part["group"].to_numpy(dtype="int64", copy=True))
         for size in group_sizes:
             rewards = rewards_of(part, size)
-            values[str(objective), size], shares = baseline_values(rewards, baselines, fallback)
+            values[str(objective), size], shares = baseline_values(rewards, baselines, fallback, prompt)
             strata = stratum_size(outcome_strata(rewards), rewards.present)
             for name, where in sets(rewards.outcome, strata, names_of(rewards.outcome)).items():
                 measured = agreement(rewards.reward, values[str(objective), size], _matrix(part["rollouts"]), prompt,
@@ -219,14 +231,17 @@ def compare_gradient(
     for objective, part in table.groupby("objective", sort=False):
         prefix = f"{objective}/"
         own = {name.removeprefix(prefix): x for name, x in sketches.items() if name.startswith(prefix)}
-        prompt = torch.from_numpy(part["group"].to_numpy(dtype="int64"))
+        prompt = torch.from_numpy(part["group"].to_numpy(dtype="int64", copy=True))
         for size in group_sizes:
             rewards = rewards_of(part, size)
-            values, _ = baseline_values(rewards, baselines, fallback)
+            values, _ = baseline_values(rewards, baselines, fallback, prompt)
             texts = {name: b.text for name, b in baselines.items() if isinstance(b, RaoBlackwell)}
-            text_values, _ = baseline_values(rewards, texts, fallback)
+            text_values, _ = baseline_values(rewards, texts, fallback, prompt)
             assert rewards.expected is not None
             agreed = compare_gradients(own, rewards.reward, rewards.expected, values, text_values, prompt, resamples)
+            for name, baseline in baselines.items():
+                if isinstance(baseline, RaoBlackwell) and baseline.all_action:
+                    agreed[name] = agreed[ALL_ACTION]
             found += [{"objective": objective, "group_size": size, "baseline": name} | _flat(result._asdict())
                       for name, result in agreed.items()]  # fmt: skip
     return pandas.DataFrame(found)
@@ -253,7 +268,7 @@ def errors_of(
     for (objective, size), each in values.items():
         part = table[table["objective"] == objective]
         reference = _matrix(part["rollouts"]).mean(1)
-        outcome = torch.from_numpy(part["outcome"].to_numpy(dtype="float32"))
+        outcome = torch.from_numpy(part["outcome"].to_numpy(dtype="float32", copy=True))
         of_size = results[(results["objective"] == objective) & (results["group_size"] == size)]
         rmse = of_size.set_index(["set", "baseline"])["rmse"]
         by_outcome = sets(outcome, torch.zeros_like(outcome), names_of(outcome))

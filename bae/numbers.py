@@ -65,7 +65,8 @@ class Candidates:
             for piece in self.pieces:
                 text = state + piece
                 # More digits only make it larger and longer: what cannot be read now never will be.
-                number = parse_confidence(text.partition("<")[0])
+                # Nor what stands after a "<", which then began no closing tag.
+                number = None if "<" in state else parse_confidence(text.partition("<")[0])
                 ended = number is None or "<" in text or text[-1].isspace()
                 numbers.append(torch.nan if number is None else number)
                 decimals.append(0 if ended else len(text) - text.index(".") - 1)

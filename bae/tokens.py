@@ -66,11 +66,14 @@ class Located(NamedTuple):
     number: Number | None
 
 
-def locate_blocks(ids: Sequence[int], vocabulary: Sequence[bytes], blocks: Sequence[Block]) -> Located:
+def locate_blocks(
+    ids: Sequence[int], vocabulary: Sequence[bytes], blocks: Sequence[Block], ended: bool = True
+) -> Located:
     """The blocks of one completion. A token belongs to the block in which its first byte lies.
 
     ids: the sampled ids up to, and without, the end-of-sequence token.
     vocabulary: `token_bytes` of the tokenizer that sampled.
+    ended: whether the end of sequence was sampled, too; where the token limit came first, no number ends there.
     """
     pieces = [vocabulary[i] for i in ids]
     raw = b"".join(pieces)
@@ -79,13 +82,14 @@ def locate_blocks(ids: Sequence[int], vocabulary: Sequence[bytes], blocks: Seque
     offsets = list(itertools.accumulate(map(len, pieces), initial=0))
     block_of = [bisect_right(spans.starts, offset) - 1 for offset in offsets]
     begun = [*spans.sections, *([spans.unfinished] if spans.unfinished else [])]
-    number = next((_number(s, s is not spans.unfinished, offsets) for s in begun if s.tag == NUMBER), None)
+    drawn = offsets[: len(ids) + ended]
+    number = next((_number(s, s is not spans.unfinished, drawn) for s in begun if s.tag == NUMBER), None)
     sections = tuple(Section(s.tag, _utf8(s.content.encode("latin-1")), s.start) for s in spans.sections)
     return Located(_utf8(raw), Spans(spans.starts, spans.well_formed, sections), block_of, number)
 
 
 def _number(section: Section, closed: bool, offsets: Sequence[int]) -> Number:
-    """The tokens of a number, as far as they are told apart. section: of Latin-1 text. offsets: of every token."""
+    """The tokens of a number, as far as they are told apart. section: of Latin-1 text. offsets: of all tokens."""
     content = section.content.encode("latin-1")
     first = bisect_left(offsets, section.start)
     last = bisect_right(offsets, section.start + min(len(content), NUMBER_BYTES))

@@ -237,3 +237,16 @@ def test_a_sketch_is_linear_and_always_the_same():
     assert count_sketch(x[:0], 4).tolist() == [0] * 4
     with pytest.raises(ValueError, match="size of 1 or more"):
         count_sketch(x, 0)
+
+
+def test_the_share_of_the_noise_that_the_block_adds():
+    """Prompts' true gradients spread by 2 about a mean of 1 in each of 50 dimensions; sampling adds a variance of 1."""
+    g = torch.Generator().manual_seed(0)
+    true = 1 + 2 * torch.randn(400, 50, generator=g)
+    noisy = lambda: true + torch.randn(400, 50, generator=g)  # noqa: E731
+    share = gradient_agreement(noisy(), noisy(), noisy()).noise_share
+    assert share.value == pytest.approx(1 / (1 + 4), abs=0.02)
+    assert share.low < 0.2 < share.high
+    half_a, half_b = noisy(), noisy()
+    assert gradient_agreement(true, half_a, half_b).noise_share.value == pytest.approx(0, abs=0.02)
+    assert torch.tensor(gradient_agreement(true[:1], half_a[:1], half_b[:1]).noise_share).isnan().all()

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bae.blocks import make_blocks, parse_confidence
 from bae.numbers import (
     Candidates,
     Decisions,
@@ -20,7 +21,7 @@ from bae.numbers import (
     find_decisions,
     token_advantages,
 )
-from bae.tokens import token_bytes
+from bae.tokens import locate_blocks, token_bytes
 from bae.warmstart import make_tokenizer
 
 SCORES = {
@@ -35,20 +36,22 @@ MERGED = [b"85", b"9", b"1", b" ", b"5</", b".8", b"0.", b"</", b"<", b"</confid
 MERGED += [b"confidence", b">", b"", b"x", b"<|end|>", b"</answer>", b"5x", "é".encode()]
 
 
-def make_number(pieces, first=0):
-    """pieces: the tokens after the opening tag, up to the one in which the closing tag begins."""
+def make_number(pieces, first=0, closed=True):
+    """pieces: the tokens after the opening tag, up to the one in which the closing tag begins, or whatever comes in its
+    place."""
     content = b"".join(pieces).partition(b"<")[0]
     offsets = itertools.accumulate(map(len, pieces), initial=0)
-    return Number(content, first, tuple(offset for offset in offsets if offset <= len(content)))
+    value = parse_confidence(content.decode(errors="replace")) if closed else None
+    return Number(content, value, first, tuple(offset for offset in offsets if offset <= len(content)))
 
 
-def by_digit(text, first=0):
-    return make_number([bytes([byte]) for byte in text.encode()] + [b"</"], first)
+def by_digit(text, first=0, closed=True):
+    return make_number([bytes([byte]) for byte in text.encode()] + [b"</" if closed else b"<|end|>"], first, closed)
 
 
 def find(numbers, correct, vocabulary=BY_DIGIT, others=(), score=BRIER, own=0):
     """Decisions in float64, `other` -2; the others' reports stand after those of `numbers`."""
-    stated = [number.content for number in numbers if number is not None]
+    stated = [number.content for number in numbers if number is not None and number.value is not None]
     reports = [(content, float(content)) for content in [*stated, *others]]
     correct = torch.tensor(correct, dtype=torch.float64)
     return find_decisions(numbers, correct, score, -2.0, Candidates(vocabulary), reports, own)
@@ -92,12 +95,128 @@ def test_a_lone_number(pieces, correct, score):
     decisions = find([number], [correct], score=SCORES[score])
     point = next((i for i, piece in enumerate(pieces) if "." in piece), len(pieces))
     assert decisions.position.tolist() == [list(range(8 + point, 8 + len(pieces)))]  # from after the point to the tag
-    assert decisions.any == bool(ALONE[pieces])
-    for value, hand in zip(values_of(decisions, BY_DIGIT), ALONE[pieces], strict=True):
-        for piece, q in hand.items():
-            c = torch.tensor(correct, dtype=torch.float64)
-            worth = -2.0 if q is None else SCORES[score](torch.tensor(q, dtype=torch.float64), c).item()
-            assert value[piece.encode()] == pytest.approx(worth, abs=1e-12), piece
+    assert decisions.final.tolist() == [worth(float("".join(pieces)), correct, score)]
+    check_values(decisions, ALONE[pieces], correct, score)
+
+
+def worth(q, correct, score):
+    if q is None:
+        return -2.0
+    return SCORES[score](torch.tensor(q, dtype=torch.float64), torch.tensor(correct, dtype=torch.float64)).item()
+
+
+def check_values(decisions, hand, correct, score):
+    """hand: as in ALONE; None where every candidate is worth `other`."""
+    for value, numbers in zip(values_of(decisions, BY_DIGIT), hand, strict=True):
+        for piece, q in (dict.fromkeys(map(bytes.decode, value)) if numbers is None else numbers).items():
+            assert value[piece.encode()] == pytest.approx(worth(q, correct, score), abs=1e-12), piece
+
+
+# The same for numbers that are spoilt: closed or not, and with what tokens.
+AFTER_POINT, AFTER_9 = {"9": 0.95, "5": 0.55, "</": 0, ".": None}, {"5": 0.955, "0": 0.905, "</": 0.9, ".": None}
+SPOILT = {
+    (True,): [],
+    (True, "x"): [],
+    (True, "8", "5"): [],
+    (False, "0", "</confid"): [],
+    (True, "0", ".", "9", "x"): [AFTER_POINT, AFTER_9, None],
+    (True, "0", ".", "9x"): [AFTER_POINT, None],
+    (True, "0", ".", "9", "x", "5", "x"): [AFTER_POINT, AFTER_9, None, None, None],
+    (True, "0", ".", "9", " ", "5"): [AFTER_POINT, AFTER_9, {"5": None, " ": 0.9, "</": 0.9}, None],
+    (False, "0", ".", "9"): [AFTER_POINT, AFTER_9],
+    (False, "0."): [AFTER_POINT],
+    (True, "1", ".", "5"): [{"0": 1, "5": None, "</": 1}, None],
+    (True, "0", ".", ".", "5"): [AFTER_POINT, None, None],
+    (True, "-", "0", ".", "9"): [None, None],
+    (True, "x", ".", "9"): [None, None],
+    (True, "."): [{"9": 0.95, "</": None}],
+    (True, "0", ".", "1" * 12, "1", "1"): [AFTER_POINT, {"1": None, "</": 0.111111111111}, None, None],
+    (True, "0", ".", "9", "é", "5"): [AFTER_POINT, AFTER_9, None, None],
+}
+
+
+@pytest.mark.parametrize("score", SCORES)
+@pytest.mark.parametrize("correct", [0.0, 1.0])
+@pytest.mark.parametrize("spoilt", SPOILT)
+def test_a_lone_spoilt_number(spoilt, correct, score):
+    """It has decisions up to and beyond the token that spoils it, though nobody has stated any number."""
+    closed, *pieces = spoilt
+    number = make_number([piece.encode() for piece in pieces] + [b"</" if closed else b"<|end|>"], 7, closed)
+    assert number.value is None
+    decisions = find([number], [correct], score=SCORES[score])
+    count = len(SPOILT[spoilt])
+    assert decisions.position.tolist() == [list(range(8 + len(pieces) - count, 8 + len(pieces)))]
+    assert decisions.final.tolist() == [-2.0]
+    check_values(decisions, SPOILT[spoilt], correct, score)
+
+
+def test_a_tag_that_came_to_nothing_spoils():
+    """The content goes on after "<", so that no closing tag has begun there."""
+    number = Number(b"0.9<b> 0.8", None, 0, (0, 1, 2, 3, 4, 6, 7, 8, 9, 10))
+    decisions = find([number], [1.0], others=[b"0.9", b"0.8"])
+    assert decisions.position.tolist() == [list(range(2, 10))]
+    assert values_of(decisions, BY_DIGIT)[1][b"</"] == pytest.approx(-(0.1**2))
+    assert (decisions.value[0, 2:] == -2.0).all()
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_the_values_are_other_where_nothing_can_be_read(closed):
+    decisions = find([by_digit("0.9x5", closed=closed)], [1.0], others=[b"0.9", b"0.95"])
+    log_probs = torch.randn(1, 4, len(BY_DIGIT), dtype=torch.float64).log_softmax(-1)[..., decisions.ids]
+    value = expected(log_probs, decisions)[0]
+    assert (value[:2] > -2.0).all()
+    torch.testing.assert_close(value[2:], torch.full_like(value[2:], -2.0), atol=1e-12, rtol=0)
+
+
+def test_a_spoilt_number_is_no_report():
+    """Neither of others, whose values stay as they are, nor one's own, so that nothing is left out."""
+    texts, others = ["0.85", "0.81"], [b"0.85", b"0.8"]
+    alone = find(list(map(by_digit, texts)), [1.0, 0.0], others=others)
+    unfinished, unreadable = by_digit("0.85", closed=False), by_digit("0.85x")
+    numbers = [unfinished, by_digit("0.85"), None, unreadable, by_digit("0.81")]
+    mixed = find(numbers, [1.0, 1.0, 0.0, 1.0, 0.0], others=others)
+    width = alone.value.shape[1]
+    assert torch.equal(mixed.position[[1, 4], :width], alone.position)
+    assert torch.equal(mixed.value[[1, 4], :width], alone.value)
+    assert mixed.final.tolist() == pytest.approx([-2.0, -(0.15**2), -2.0, -2.0, -(0.81**2)])
+    assert (mixed.position >= 0).sum(1).tolist() == [3, 3, 0, 4, 3]
+    after_point, after_8, after_85 = values_of(mixed, BY_DIGIT)  # all four reports are those of others
+    assert after_point[b"8"] == pytest.approx(-(2 * 0.15**2 + 0.19**2 + 0.2**2) / 4)
+    assert after_8[b"5"] == after_85[b"</"] == pytest.approx(-(0.15**2))
+    assert after_point[b"7"] == pytest.approx(-((0.3 - (2 * 0.05 + 0.01) / 4) ** 2))
+    for first, second in zip(values_of(mixed, BY_DIGIT, 0), values_of(mixed, BY_DIGIT, 3), strict=False):
+        assert first == second
+
+
+@pytest.mark.parametrize("others", [[], [b"0.9"], [b"1"]])
+def test_all_numbers_may_be_spoilt(others):
+    numbers = [by_digit("0.9x"), None, by_digit("0.9", closed=False), by_digit("")]
+    decisions = find(numbers, [1.0, 0.0, 0.0, 1.0], others=others)
+    assert decisions.position.tolist() == [[2, 3, 4], [-1] * 3, [2, 3, -1], [-1] * 3]
+    assert decisions.final.tolist() == [-2.0] * 4
+    alone, zero = values_of(decisions, BY_DIGIT)[0][b"9"], values_of(decisions, BY_DIGIT, 2)[0][b"9"]
+    q = 0.9 if b"0.9" in others else 0.95  # "1" does not say how a number goes on
+    assert (alone, zero) == (pytest.approx(-((1 - q) ** 2)), pytest.approx(-(q**2)))
+
+
+BLOCKS = make_blocks({"solution": ["reasoning", "answer"], "confidence": ["analysis", "confidence"]})
+START = "<reasoning>1</reasoning><answer>2</answer><analysis>sure</analysis><confidence>"
+
+
+@pytest.mark.parametrize("close", ["</confidence>", "", "<answer>"])
+@pytest.mark.parametrize("text", ["0." + "3" * 40, "0.9" + " " * 40, " " * 40 + "0.9", "0.9" + "x" * 40, "." * 40])
+def test_however_long_it_runs_the_decisions_are_few(text, close):
+    vocabulary = [bytes([byte]) for byte in range(128)]
+    number = locate_blocks((START + text + close).encode(), vocabulary, BLOCKS).number
+    decisions = find([number], [1.0], vocabulary)
+    whole = find([make_number([bytes([byte]) for byte in text.encode()] + [b"<"], len(START))], [1.0], vocabulary)
+    first = 1 + text.index(".")
+    width = max(0, 17 - first)
+    assert decisions.position.tolist() == [list(range(len(START) + first, len(START) + 17))]
+    assert torch.equal(decisions.value, find([replace(number, value=None)], [1.0], vocabulary).value)
+    assert torch.equal(decisions.value, whole.value[:, :width])
+    stated = close == "</confidence>" and text.strip() == "0.9"
+    assert decisions.final.item() == pytest.approx(-(0.1**2) if stated else -2.0)
 
 
 def test_the_others_reports_say_how_a_number_goes_on():
@@ -173,26 +292,32 @@ TEXTS = st.one_of(
 @given(st.lists(TEXTS, min_size=1, max_size=6), st.integers(0, 5), st.integers(0, 999), st.booleans())
 def test_what_is_stated_later_does_not_change_the_values_before(texts, i, digits, correct):
     i, c = i % len(texts), [float(correct)] * len(texts)
-    texts[i] = f"0.3{digits}"
-    before = find(list(map(by_digit, texts)), c)
-    texts[i] = f"0.3{999 - digits}"
-    after = find(list(map(by_digit, texts)), c)
-    torch.testing.assert_close(before.value[i, :2], after.value[i, :2], atol=1e-12, rtol=0)
+    numbers, found = list(map(by_digit, texts)), []
+    for mine in (f"0.3{digits}", f"0.3{999 - digits}", f"0.3{digits}x", f"0.3.{digits}"):  # nor does spoiling it
+        numbers[i] = by_digit(mine)
+        found.append(find(numbers, c).value[i, :2])
+    numbers[i] = by_digit("0.3", closed=False)
+    found.append(find(numbers, c).value[i, :2])
+    for value in found[1:]:
+        torch.testing.assert_close(value, found[0], atol=1e-12, rtol=0)
 
 
-@given(st.lists(TEXTS, min_size=2, max_size=6), st.integers(1, 5))
+@given(st.lists(TEXTS | st.sampled_from(["0.9x", "1.5", "0..5", "", ".", "2"]), min_size=2, max_size=6),
+       st.integers(1, 5))  # fmt: skip
 @settings(deadline=None)
 def test_a_rank_finds_what_one_process_finds(texts, cut):
     cut = min(cut, len(texts) - 1)
     numbers = [None, *map(by_digit, texts)]
     correct = torch.tensor([0.0, 1.0, 0.0, 1.0, 1.0, 0.0, 1.0])[: len(numbers)]
-    reports = [(text.encode(), float(text)) for text in texts]
+    reports = [(number.content, number.value) for number in numbers[1:] if number.value is not None]
     arguments = BRIER, -2.0, Candidates(BY_DIGIT), reports
     whole = find_decisions(numbers, correct, *arguments)
-    part = find_decisions(numbers[1 + cut :], correct[1 + cut :], *arguments, own=cut)
+    own = sum(number.value is not None for number in numbers[1 : 1 + cut])
+    part = find_decisions(numbers[1 + cut :], correct[1 + cut :], *arguments, own=own)
     width = part.position.shape[1]
     assert torch.equal(part.position, whole.position[1 + cut :, :width])
     assert torch.equal(part.value, whole.value[1 + cut :, :width])
+    assert torch.equal(part.final, whole.final[1 + cut :])
     assert (whole.position[0] == -1).all()
 
 
@@ -201,13 +326,17 @@ def test_reports_must_be_those_of_the_numbers():
         find_decisions([by_digit("0.5")], torch.ones(1), BRIER, -1.0, Candidates(BY_DIGIT), [(b"0.6", 0.6)])
     with pytest.raises(ValueError, match="not the contents"):
         find_decisions([by_digit("0.5")], torch.ones(1), BRIER, -1.0, Candidates(BY_DIGIT), [(b"0.5", 0.5)], own=1)
+    with pytest.raises(ValueError, match="not the contents"):  # a spoilt number is no report
+        find_decisions([by_digit("0.5", closed=False), by_digit("0.6")], torch.ones(2), BRIER, -1.0,
+                       Candidates(BY_DIGIT), [(b"0.5", 0.5), (b"0.6", 0.6)])  # fmt: skip
 
 
 def random_decisions(seed=0):
     """Three rows of two decisions, one, and none; and log-probabilities of 4 candidates of 6 tokens."""
     g = torch.Generator().manual_seed(seed)
     position = torch.tensor([[2, 3], [4, -1], [-1, -1]])
-    decisions = Decisions(position, torch.rand(3, 2, 4, generator=g), torch.tensor([5, 1, 2, 0]), -0.7)
+    decisions = Decisions(position, torch.rand(3, 2, 4, generator=g), torch.tensor([5, 1, 2, 0]), -0.7,
+                          torch.tensor([-0.1, -0.7, -0.2]))  # fmt: skip
     return decisions, torch.randn(3, 6, 6, generator=g)
 
 
@@ -243,16 +372,23 @@ def test_rows_are_those_of_a_micro_batch():
     decisions, _ = random_decisions()
     part = decisions.rows(torch.tensor([2, 0])).to("cpu")
     assert torch.equal(part.position, decisions.position[[2, 0]]) and torch.equal(part.value, decisions.value[[2, 0]])
-    assert decisions.any and not decisions.rows(torch.tensor([2])).any
+    assert torch.equal(part.final, decisions.final[[2, 0]])
+    assert torch.equal(part.ids, decisions.ids) and part.other == decisions.other
+
+
+def advantages_of(advantage, reward, final, values, position, in_block):
+    decisions = Decisions(torch.tensor(position), torch.zeros(len(position), len(position[0]), 0),
+                          torch.zeros(0, dtype=torch.long), -0.7, torch.tensor(final))  # fmt: skip
+    return token_advantages(torch.tensor(advantage), torch.tensor(reward), torch.tensor(values), decisions,
+                            torch.tensor(in_block).bool())  # fmt: skip
 
 
 def test_token_advantages_by_hand():
-    in_block = torch.tensor([[0, 1, 1, 1, 1, 0], [1, 1, 1, 1, 1, 1], [1, 1, 0, 0, 0, 0]]).bool()
-    values = torch.tensor([[-0.3, -0.2], [-0.5, 0.0], [0.0, 0.0]])
-    position = torch.tensor([[2, 3], [4, -1], [-1, -1]])
-    got = token_advantages(
-        torch.tensor([0.3, -0.2, 0.4]), torch.tensor([-0.1, -0.6, -0.2]), values, position, in_block
-    )  # baselines -0.4, -0.4, -0.6
+    in_block = [[0, 1, 1, 1, 1, 0], [1, 1, 1, 1, 1, 1], [1, 1, 0, 0, 0, 0]]
+    values = [[-0.3, -0.2], [-0.5, 0.0], [0.0, 0.0]]
+    position = [[2, 3], [4, -1], [-1, -1]]
+    reward = [-0.1, -0.6, -0.2]  # baselines -0.4, -0.4, -0.6
+    got = advantages_of([0.3, -0.2, 0.4], reward, reward, values, position, in_block)
     hand = [[0, 0.1, 0.1, 0.1, 0, 0], [-0.1, -0.1, -0.1, -0.1, -0.1, 0], [0.4, 0.4, 0, 0, 0, 0]]
     torch.testing.assert_close(got, torch.tensor(hand))
     # One token of the text and the decisions add up to the advantage: the sum telescopes.
@@ -260,18 +396,43 @@ def test_token_advantages_by_hand():
     torch.testing.assert_close(got[1, 3:5].sum(), torch.tensor(-0.2))
 
 
+def test_token_advantages_of_spoilt_completions_by_hand():
+    """All earn `other`, -0.7, where the baseline is -0.6; the numbers of the second and third earn -0.1."""
+    in_block = [[0, 1, 1, 1, 1, 1, 0], [0, 1, 1, 1, 1, 1, 0], [1, 1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0, 0]]
+    position = [[2, 3, 4], [2, 3, -1], [-1, -1, -1], [-1, -1, -1]]
+    values = [[-0.4, -0.5, -0.7], [-0.4, -0.3, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]
+    got = advantages_of([-0.1] * 4, [-0.7] * 4, [-0.7, -0.1, -0.1, -0.7], values, position, in_block)
+    hand = [[0, 0.2, -0.1, -0.2, 0, 0, 0],  # spoilt at its second decision
+            [0, 0.2, 0.1, 0.2, -0.6, -0.6, 0],  # what followed the number spoilt it
+            [-0.1] * 7,  # "1", say, and then something that spoilt it
+            [-0.1] * 3 + [0] * 4]  # fmt: skip
+    torch.testing.assert_close(got, torch.tensor(hand))
+    # One token of each kind adds up to the advantage.
+    torch.testing.assert_close(got[:2, 1:5].sum(1), torch.tensor([-0.1, -0.1]))
+
+
+def test_the_last_decision_ends_at_what_the_number_earns():
+    """Here the number is spoilt by its end: nothing is left for the tokens after it."""
+    number = by_digit("0.9", closed=False)
+    decisions = find([number], [1.0], others=[b"0.9"])
+    value, reward = torch.tensor([[-0.3, -0.2]], dtype=torch.float64), torch.tensor([-2.0], dtype=torch.float64)
+    got = token_advantages(reward + 0.5, reward, value, decisions, torch.ones(1, 6).bool())
+    torch.testing.assert_close(got[0], torch.tensor([0.2, 0.2, 0.1, -1.8, 0, 0], dtype=torch.float64))
+
+
 @pytest.mark.parametrize("n", [0, 2])
 @pytest.mark.parametrize("vocabulary", [BY_DIGIT, [b"a"]])
 def test_no_decisions_at_all(n, vocabulary):
     decisions = find([by_digit("1"), None][:n], [1.0, 0.0][:n], vocabulary)
     assert decisions.position.shape == (n, 0) and decisions.value.shape == (n, 0, len(decisions.ids))
-    assert not decisions.any and not decisions.rows(torch.arange(n)).any
+    assert decisions.rows(torch.arange(n)).position.shape == (n, 0)
+    assert decisions.final.tolist() == [0.0, -2.0][:n]
     log_probs = candidate_log_probs(torch.zeros(n, 5, len(vocabulary)), decisions.position, decisions.ids, 1.0)
     assert log_probs.shape == decisions.value.shape
     values = expected(log_probs, decisions)
     assert values.shape == all_action(log_probs, decisions).shape == (n, 0)
     advantage, in_block = torch.tensor([0.5, -0.5])[:n], torch.tensor([[0, 1, 1, 1, 0]] * 2).bool()[:n]
-    got = token_advantages(advantage, -advantage, values, decisions.position, in_block)
+    got = token_advantages(advantage, -advantage, values, decisions, in_block)
     assert torch.equal(got, advantage.unsqueeze(1) * in_block)
 
 
@@ -281,13 +442,29 @@ def test_a_vocabulary_without_candidates():
     assert expected(torch.zeros(1, 2, 0), decisions).tolist() == [[-2.0, -2.0]]
 
 
-# Everything that the policy of the tests below may write, token by token. "1" and "0" have no decisions.
-TOY = [b"0.", b".", b"1", b"0", b"5", b" ", b"</", b"x"]
+# Everything in form that the policy of the tests below may write, token by token. "1" and "0" have no decisions.
+END = b"<|end|>"
+TOY = [b"0.", b".", b"1", b"0", b"5", b" ", b"</", b"x", END]
 PATHS = [
     (head, *tail, b"</") for head in (b"0.", b".") for k in (1, 2) for tail in itertools.product((b"0", b"5"), repeat=k)
 ]
 PATHS += [(b"0.", b"</"), (b"0.", b"5", b" ", b"</"), (b"1", b"</"), (b"0", b"</")]
-SPOILT, OTHER = (b"0.", b"x"), -3.0
+OTHER = -3.0
+# Where a token may spoil it; at the early ones nothing has yet been taken to go on well.
+PLACES = sorted({path[:t] for path in PATHS for t in range(len(path))})
+EARLY = [place for place in PLACES if len(place) < 2]
+GARBAGE = [(b"x", END), (b"x", b"5", b"</"), (b".", b".", END), (END,)]
+
+
+def with_garbage(weights, share, places):
+    """Weights of the paths in form, and of spoilt ones: of what comes to each place, so much is spoilt there."""
+    spoilt = {}
+    for place in places:
+        through = sum(weight for path, weight in weights.items() if path[: len(place)] == place)
+        # At the very start a point spoils nothing.
+        garbage = [(*place, *end) for end in GARBAGE if place or end[0] != b"."]
+        spoilt |= dict.fromkeys(garbage, share / (1 - share) * through / len(garbage))
+    return {path: weight for path, weight in (weights | spoilt).items() if weight}
 
 
 class Toy:
@@ -309,28 +486,37 @@ class Toy:
         return torch.cat(found)
 
 
-def gradients(weights, score, c, baseline):
+def gradients(weights, score, c, baseline, known=False):
     """Of the expected reward, each by enumeration of the paths: the true gradient, that of the sampled tokens, and that
-    with all actions in the place of the sampled one."""
-    weights = {path: weight for path, weight in weights.items() if weight}
+    with all actions in the place of the sampled one. known: what each candidate is worth is not estimated."""
     toy, candidates, correct = Toy(weights), Candidates(TOY), torch.tensor([c], dtype=torch.float64)
+    numbers = {path: make_number(path, closed=path[-1] == b"</") for path in weights}
+    readable = {path: number for path, number in numbers.items() if number.value is not None}
+    assert set(readable) == set(weights) & set(PATHS)
+    rewards = {path: torch.full_like(correct, OTHER) for path in weights}
+    rewards |= {path: score(torch.full_like(correct, number.value), correct) for path, number in readable.items()}
+    worth = {}
+    for begun in {path[:t] for path in weights for t in range(len(path) + 1)}:
+        after = [path for path in weights if path[: len(begun)] == begun]
+        worth[begun] = sum(weights[path] * rewards[path] for path in after) / sum(weights[path] for path in after)
     # As many reports of others as the weights say: their mean is the policy's own expectation.
-    contents = {path: b"".join(path).removesuffix(b"</") for path in weights if path != SPOILT}
-    others = [(content, float(content)) for path, content in contents.items() for _ in range(weights[path])]
+    others = [(number.content, number.value) for path, number in readable.items() for _ in range(weights[path])]
     sums = [0.0, 0.0, 0.0]
-    for path in weights:
-        number = make_number(path) if path != SPOILT else None
-        reports = [(contents[path], float(contents[path])), *others] if number else others
-        q, other = torch.tensor([reports[0][1], OTHER], dtype=torch.float64).split(1)
-        reward = score(q, correct) if number else other
-        decisions = find_decisions([number], correct, score, OTHER, candidates, reports)
+    for path, number in numbers.items():
+        own = [(number.content, number.value)] if path in readable else []
+        decisions = find_decisions([number], correct, score, OTHER, candidates, [*own, *others])
+        if known:
+            tokens = [TOY[i] for i in decisions.ids]
+            for d, place in enumerate(decisions.position[0].tolist()):
+                for i, token in enumerate(tokens):
+                    decisions.value[0, d, i] = worth.get((*path[:place], token), decisions.value[:, d, i])
 
         log_probs = toy.log_probs(path)
         chosen = log_probs[0, range(len(path)), [TOY.index(token) for token in path]]
-        prob = chosen.sum().exp()
+        prob, reward = chosen.sum().exp(), rewards[path]
         at = log_probs[:, decisions.position[0]][..., decisions.ids]
         values, in_block = expected(at, decisions).detach(), torch.ones(1, len(path), dtype=torch.bool)
-        gain = token_advantages(reward - baseline, reward, values, decisions.position, in_block)[0] * chosen
+        gain = token_advantages(reward - baseline, reward, values, decisions, in_block)[0] * chosen
         text = in_block[0].index_fill(0, decisions.position[0], False)
         sums[0] = sums[0] + prob * reward.sum()
         sums[1] = sums[1] + prob.detach() * gain.sum()
@@ -338,24 +524,41 @@ def gradients(weights, score, c, baseline):
     return [toy.gradient(total) for total in sums]
 
 
+WEIGHTS = st.lists(st.integers(0, 4), min_size=len(PATHS), max_size=len(PATHS)).filter(any).map(
+    lambda weights: dict(zip(PATHS, weights, strict=True))
+)  # fmt: skip
+GIVEN = WEIGHTS, st.sampled_from([0.0, 0.06, 0.21]), st.sampled_from([0.0, 1.0]), st.sampled_from(list(SCORES))
+
+
 @settings(deadline=None, max_examples=30)
-@given(st.lists(st.integers(0, 4), min_size=len(PATHS), max_size=len(PATHS)).filter(any), st.sampled_from([0.0, 1.0]),
-       st.sampled_from(list(SCORES)), st.floats(-2, 2))  # fmt: skip
-def test_the_gradient_is_exact_where_the_values_are(weights, c, score, baseline):
+@given(*GIVEN, st.floats(-4, 2))
+def test_the_gradient_is_exact_where_the_values_are(weights, share, c, score, baseline):
     """What is approximate in life is exact here: the others' reports are spread as the policy's own continuations are;
     no content can be written in two ways; no format is spoilt after it has been taken to go on well."""
-    truth, sampled, all_actions = gradients(dict(zip(PATHS, weights, strict=True)), SCORES[score], c, baseline)
+    truth, sampled, all_actions = gradients(with_garbage(weights, share, EARLY), SCORES[score], c, baseline)
     torch.testing.assert_close(sampled, truth, atol=1e-10, rtol=0)
     torch.testing.assert_close(all_actions, truth, atol=1e-10, rtol=0)
 
 
-def test_the_gradient_with_spoilt_format():
-    """A spoilt completion has no decisions, so its tokens are judged against b and not V_1: exact if the two agree."""
-    weights = {path: 1 + i % 3 for i, path in enumerate(PATHS) if path[0] == b"0."} | {SPOILT: 4}
-    earned = [weight * (OTHER if path == SPOILT else BRIER(float(b"".join(path[:-1])), 1.0))
-              for path, weight in weights.items()]  # fmt: skip
-    truth, sampled, _ = gradients(weights, BRIER, 1.0, sum(earned) / sum(weights.values()))
+@settings(deadline=None, max_examples=15)
+@given(*GIVEN, st.floats(-4, 2))
+def test_the_gradient_is_exact_wherever_it_is_spoilt_if_the_values_are_known(weights, share, c, score, baseline):
+    weights = with_garbage(weights, share, PLACES)
+    truth, sampled, all_actions = gradients(weights, SCORES[score], c, baseline, known=True)
     torch.testing.assert_close(sampled, truth, atol=1e-10, rtol=0)
+    torch.testing.assert_close(all_actions, truth, atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize(("share", "error"), [(0.06, 0.5), (0.01, 0.12)])
+def test_the_gradient_where_what_went_on_well_is_spoilt_later(share, error):
+    """A limitation: the reports of others do not tell how many were spoilt after they had begun so. The error does not
+    depend on the baseline, and goes with the share that is spoilt."""
+    weights = with_garbage({path: 1 + i % 3 for i, path in enumerate(PATHS)}, share, PLACES)
+    truth, *low = gradients(weights, BRIER, 1.0, -1.0)
+    _, *high = gradients(weights, BRIER, 1.0, 0.7)
+    for one, other in zip(low, high, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-10, rtol=0)
+        assert 1e-3 < (one - truth).norm() / truth.norm() < error
 
 
 def test_a_last_decision_needs_no_others():

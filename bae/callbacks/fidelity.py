@@ -8,7 +8,7 @@ import lightning as L
 from bae.baselines import Baseline
 from bae.batch import RolloutBatch
 from bae.distributed import gather_objects
-from bae.nested import compare, measure
+from bae.nested import check_nested, compare, measure
 from bae.numbers import Candidates
 from bae.outcomes import Outcome
 from bae.rollout.pipeline import Pipeline
@@ -40,6 +40,7 @@ class Fidelity(L.Callback):
         micro_batch_size: int,
         seed: int,
     ):
+        check_nested(baselines, nested)
         self.pipeline = pipeline
         self.baselines = baselines
         self.fallback_baseline = fallback_baseline
@@ -67,6 +68,8 @@ class Fidelity(L.Callback):
             self.group_size, self.rollouts, self.nested, self.micro_batch_size,
         )  # fmt: skip
         table = merge(gather_objects(trainer, part))
+        if table.empty:  # no completion reached a later block
+            return
         results, _ = compare(table, self.baselines, self.fallback_baseline, [self.group_size], None, resamples=2)
         logged = {
             f"fidelity/{row['objective']}/{row['baseline']}/{name}": row[name]
