@@ -7,8 +7,8 @@ to where "0" was drawn cannot be read off the branch that was sampled, and a val
 judges would bias the gradient.
 
 What stays approximate: a number that may go on is worth what the others that begin so earned, whatever their prompts;
-a closing tag that has begun is taken to be finished. Completions that spoil their number have decisions too, up to the
-token that spoils it, for the expectations of all reckon with that.
+a closing tag that has begun is taken to be finished, and a number that a space follows to be ended. Completions that
+spoil their number have decisions too, up to the token that spoils it, for the expectations of all reckon with that.
 """
 
 from collections import Counter
@@ -21,6 +21,7 @@ from torch import Tensor
 from bae.blocks import parse_confidence
 
 Score = Callable[[Tensor, Tensor], Tensor]
+Report = tuple[bytes, float | None]  # a number's content and value
 CACHED_STATES = 1024  # of C times 16 bytes each
 
 
@@ -105,23 +106,23 @@ def find_decisions(
     score: Score,
     other: float,
     candidates: Candidates,
-    reports: Sequence[tuple[bytes, float]],
+    reports: Sequence[Report],
     own: int = 0,
 ) -> Decisions:
     """Where N numbers were decided, and the value of each candidate there; of the dtype of `correct`.
 
-    A candidate that ends the number is worth its score. One after which it may go on is worth the mean score of the
-    other reports that begin so, or if there are none the score of what stands, plus the mean of what the other reports
-    have after as many decimals. A completion's own report never enters its own values.
+    A candidate that ends the number is worth its score. One after which it may go on is worth the mean of what the
+    other reports that begin so earned, `other` if they were spoilt; or if there are none the score of what stands, plus
+    the mean of what the other reports have after as many decimals. One's own report never enters one's own values.
 
     numbers: None for completions that began none. correct: (N,), 0 or 1.
     score: the scoring rule, elementwise on (q, c) that broadcast. other: the reward of spoilt format.
-    reports: (content, q) of the readable numbers of the whole batch, all ranks together; from `own` on they are those
-        of `numbers`, in order. Raises ValueError if they are not.
+    reports: of the numbers of the whole batch, all ranks together; from `own` on they are those of `numbers`, in order.
+        Raises ValueError if they are not.
     """
-    readable = [number.content for number in numbers if number is not None and number.value is not None]
-    if readable != [content for content, _ in reports[own : own + len(readable)]]:
-        raise ValueError(f"reports[{own}:{own + len(readable)}] are not the contents of the numbers")
+    mine = [(number.content, number.value) for number in numbers if number is not None]
+    if mine != list(reports[own : own + len(mine)]):
+        raise ValueError(f"reports[{own}:{own + len(mine)}] are not those of the numbers")
     stated = Counter((_text(content).strip(), q) for content, q in reports if b"." in content)
     report_of = {report: u for u, report in enumerate(stated)}
     states: dict[str, int] = {}
@@ -132,8 +133,7 @@ def find_decisions(
         found.append([])
         if number is None:
             continue
-        none = len(stated)
-        report = none if number.value is None else report_of.get((_text(number.content).strip(), number.value), none)
+        report = report_of.get((_text(number.content).strip(), number.value), -1)  # -1: no point, so no decision
         for place, offset in enumerate(number.offsets, number.first):
             if b"." in number.content[:offset]:
                 state = states.setdefault(_text(number.content[:offset]).lstrip(), len(states))
@@ -152,36 +152,35 @@ def find_decisions(
 def _values(
     states: list[str],
     rows: Tensor,
-    stated: Counter[tuple[str, float]],
+    stated: Counter[tuple[str, float | None]],
     score: Score,
     other: float,
     candidates: Candidates,
     dtype: torch.dtype,
 ) -> Tensor:
-    """(R, C): what each candidate is worth in each row. rows: (R, 3) of a state, an own report (one of `stated`, or U
-    for none) and an outcome. stated: how often each of the U different reports with a point was made."""
+    """(R, C): what each candidate is worth in each row. rows: (R, 3) of a state, an own report (one of `stated`) and an
+    outcome. stated: how often each of the U different reports with a point was made."""
     number, decimals = map(torch.stack, zip(*map(candidates.readings, states), strict=True))  # (S, C)
     depths = range(int(decimals.max()) + 1 if decimals.numel() else 1)
-    q = torch.tensor([q for _, q in stated], dtype=dtype)
+    q = torch.tensor([torch.nan if q is None else q for _, q in stated], dtype=dtype)
     times = torch.tensor(list(stated.values()), dtype=dtype)
+    readable = ~q.isnan()
     scores = score(*torch.broadcast_tensors(q.unsqueeze(1), torch.tensor([0, 1], dtype=dtype)))  # (U, 2)
+    scores = torch.where(readable.unsqueeze(1), scores, other)
 
     # How each report begins, up to each number of decimals; that number tells what has fewer from what has as many.
     cuts = [[text[: text.index(".") + 1 + depth] for depth in depths] for text, _ in stated]
     begins: dict[tuple[str, int], int] = {}
-    places = [[begins.setdefault((cut, depth), len(begins)) for depth, cut in enumerate(row)] for row in cuts]
-    start = torch.tensor([*places, [-2] * len(depths)])  # (U + 1, depths); no report begins like the last
-    # Of each beginning: how many reports, and their total score under either outcome; the last row is for none.
+    start = torch.tensor([[begins.setdefault((cut, d), len(begins)) for d, cut in enumerate(row)] for row in cuts])
+    # Of each beginning: how many reports, and what they earned under either outcome; the last row is for none.
     sums = times.unsqueeze(1) * torch.cat([torch.ones_like(scores[:, :1]), scores], 1)
-    total = q.new_zeros(len(begins) + 1, 3).index_add(0, start[:-1].flatten(), sums.repeat_interleave(len(depths), 0))
-    # What the other reports have, on average, after as many decimals; without others, half of the last decimal.
+    total = q.new_zeros(len(begins) + 1, 3).index_add(0, start.flatten(), sums.repeat_interleave(len(depths), 0))
+    # What the other readable ones have, on average, after as many decimals; without others, half of the last decimal.
     cut_off = torch.tensor([[parse_confidence(cut) or 0.0 for cut in row] for row in cuts], dtype=dtype)
-    tail = torch.cat([q.unsqueeze(1) - cut_off.view(len(q), len(depths)), q.new_zeros(1, len(depths))])
-    weight = torch.cat([torch.ones_like(q), q.new_zeros(1)]).unsqueeze(1)  # of one's own report
+    tail = torch.where(readable.unsqueeze(1), q.unsqueeze(1) - cut_off, 0.0)
     half = torch.tensor([0.5 * 0.1**depth for depth in depths], dtype=dtype).expand_as(tail)
-    others = times.sum() - weight
-    tail = torch.where(others > 0, (times @ tail[:-1] - weight * tail) / others.clamp(min=1), half)  # (U + 1, depths)
-    scores = torch.cat([scores, scores.new_zeros(1, 2)])
+    others = ((times * readable).sum() - readable.to(dtype)).unsqueeze(1)
+    tail = torch.where(others > 0, (times @ tail - tail) / others.clamp(min=1), half)  # (U, depths)
 
     state, report, outcome = rows.unbind(1)
     begun = [

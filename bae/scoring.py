@@ -53,7 +53,7 @@ class Scorer:
         rows = zip(problems, samples.completion_ids.tolist(), samples.completion_mask.sum(1).tolist(),
                    samples.ended.tolist(), strict=True)  # fmt: skip
         for n, (problem, ids, length, ended) in enumerate(rows):
-            text, spans, positions, number = locate_blocks(ids[: length - ended], self.vocabulary, self.blocks)
+            text, spans, positions, number = locate_blocks(ids[: length - ended], self.vocabulary, self.blocks, ended)
             block_of[n, :length] = torch.tensor(positions[:length])
             confidence = None if number is None else number.value
             numbers.append(number)

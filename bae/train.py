@@ -75,6 +75,8 @@ def check(cfg: DictConfig) -> None:
                     f"group_size=1: {key} compares a completion with its group, so every advantage would be 0; "
                     "use group_size=2 or more"
                 )
+    if cfg.baseline.get("rollouts", 1) < 1:
+        raise cli.UserError(f"baseline.rollouts={cfg.baseline.rollouts}: must be 1 or more")
     if cfg.baseline.get("all_action") and cfg.training.optimizer_steps > 1:
         raise cli.UserError(
             "baseline.all_action=true is for one optimiser step a batch: nothing clips it in later ones; set "

@@ -75,7 +75,7 @@ def number_decisions(
     objective, present = scorer.objectives[j], scored.present[:, j].tolist()
     assert objective.score is not None
     numbers = [number if counts else None for number, counts in zip(scored.numbers, present, strict=True)]
-    reports = gather([(number.content, number.value) for number in numbers if number and number.value is not None])
+    reports = gather([(number.content, number.value) for number in numbers if number])
     own = sum(map(len, reports[:rank]))
     return find_decisions(numbers, correctness(scored.completions), objective.score, scorer.spoilt(objective),
                           candidates, [report for part in reports for report in part], own)  # fmt: skip

@@ -1,4 +1,4 @@
-"""bae-fidelity as a user meets it, on a policy of one training step; and the callback that does the same as it trains."""
+"""bae-fidelity as a user meets it, on a policy of one training step, and the callback that does it in training."""
 
 import shutil
 import sys
@@ -150,7 +150,7 @@ def test_what_decides_what_is_sampled(run, tmp_path):
 
 def test_what_is_missing_alone_is_sampled(outputs, run, monkeypatch):
     """Groups of 64 are a part each."""
-    arguments = [f"run={run}", "split=hard", "prompts=3", "group_size=64", "rollouts=4", "nested=0",
+    arguments = [f"run={run}", "split=hard", "prompts=3", "group_size=64", "rollouts=2", "nested=0",
                  "baselines=[ocb,none]", "resamples=20"]  # fmt: skip
     sampled = counted(monkeypatch)
     call(fidelity, outputs, *arguments)

@@ -156,8 +156,14 @@ def test_equal_answers_are_verified_once():
 
 def test_numbers_are_where_they_were_sampled():
     scored = score([RIGHT + SURE, RIGHT, RIGHT + SURE.replace("0.9", "1.7")])
-    number, *others = scored.numbers
-    assert others == [None, None]
+    number, nothing, unreadable = scored.numbers
+    assert nothing is None and (unreadable.content, unreadable.value) == (b"1.7", None)
     ids = TOKENIZER(RIGHT + SURE)["input_ids"]
     assert TOKENIZER.decode(ids[number.first : number.first + 4]) == "0.9</confidence>"
     assert (number.content, number.offsets) == (b"0.9", (0, 1, 2, 3))
+
+
+def test_a_number_that_the_limit_cuts_off_has_no_token_after_it():
+    scored = score([RIGHT + "<analysis>short</analysis><confidence>0.9"], ended=False)
+    (number,) = scored.numbers
+    assert number.value is None and number.first + len(number.offsets) == scored.completions[0].length

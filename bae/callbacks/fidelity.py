@@ -1,9 +1,10 @@
 """How near every baseline comes to Monte Carlo, as training goes on."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning as L
+from pandas import DataFrame
 
 from bae.baselines import Baseline
 from bae.batch import RolloutBatch
@@ -62,12 +63,8 @@ class Fidelity(L.Callback):
         if done % self.every and done != trainer.num_training_batches:
             return
         mine = range(trainer.global_rank, self.prompts, trainer.world_size)
-        problems = [self.pipeline.task.problem(self.split, i) for i in mine]
-        part, _ = measure(
-            self.pipeline, self.outcome, self.candidates, problems, [(self.seed, DRAWS, i) for i in mine],
-            self.group_size, self.rollouts, self.nested, self.micro_batch_size,
-        )  # fmt: skip
-        table = merge(gather_objects(trainer, part))
+        parts = [self._measure(mine)] if mine else []  # there may be more ranks than prompts
+        table = merge([part for each in gather_objects(trainer, parts) for part in each])
         if table.empty:  # no completion reached a later block
             return
         results, _ = compare(table, self.baselines, self.fallback_baseline, [self.group_size], None, resamples=2)
@@ -78,3 +75,10 @@ class Fidelity(L.Callback):
         }
         for logger in trainer.loggers:
             logger.log_metrics(logged, step=done)
+
+    def _measure(self, mine: Sequence[int]) -> DataFrame:
+        table, _ = measure(
+            self.pipeline, self.outcome, self.candidates, [self.pipeline.task.problem(self.split, i) for i in mine],
+            [(self.seed, DRAWS, i) for i in mine], self.group_size, self.rollouts, self.nested, self.micro_batch_size,
+        )  # fmt: skip
+        return table
