@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bae.bootstrap import RESAMPLES, Difference, _difference, _draw, _one_thread
+from bae.bootstrap import RESAMPLES, Difference, difference, draw_counts, one_thread
 
 SIZES = ((1, 1), (2, 3), (4, 7), (8, 15), (16, None))
 """Bins of stratum size, first and last: self-inclusion takes 1/n of the signal."""
@@ -94,7 +94,7 @@ def agreement(
     noise = (mc - value[:, None]).square().sum(1) / (m * (m - 1))  # s²/M; var would warn of an empty set
     weights = _weights(len(prompts), resamples, seed).to(r.device)
     draws = {}
-    with _one_thread():
+    with one_thread():
         for name, values in baselines.items():
             b = values[where].double()
             error, proxy, true = value - b, r - b, r - value
@@ -147,7 +147,7 @@ def gradient_agreement(
     def product(x: Tensor, y: Tensor) -> Tensor:  # of the sums over the kept rows; by pairs of rows, as S may be large
         return ((kept @ (x @ y.T)) * kept).sum(1)
 
-    with _one_thread():
+    with one_thread():
         weights = _weights(prompts, resamples, seed).to(g)
         true, error = (a * b).sum(1), ((g - a) * (g - b)).sum(1)  # of each prompt, squared
         mse = weights @ error / _positive(weights @ true)
@@ -191,7 +191,7 @@ def _weights(prompts: int, resamples: int, seed: int) -> Tensor:
     """(1 + R, P): how often each prompt counts, once in the sample itself, which is the first row."""
     if resamples < 2:
         raise ValueError(f"want 2 resamples or more, got {resamples}")
-    drawn = _draw(resamples, prompts, torch.Generator().manual_seed(seed))
+    drawn = draw_counts(resamples, prompts, torch.Generator().manual_seed(seed))
     return torch.cat([torch.ones(1, prompts, dtype=drawn.dtype), drawn])
 
 
@@ -224,7 +224,7 @@ def _agreement(
 
 def _spread(draws: Tensor, prompts: int) -> Difference:
     """Of (1 + R,), the sample and its resamples. Those of one prompt are all alike, and say nothing of others."""
-    return _difference(draws[0], draws[1:] if prompts > 1 else draws[:0])
+    return difference(draws[0], draws[1:] if prompts > 1 else draws[:0])
 
 
 def _interval(draws: Tensor, prompts: int) -> Interval:

@@ -85,7 +85,7 @@ def paired_bootstrap(first: Pairs, second: Pairs, resamples: int = RESAMPLES, se
         )
     before, after = (all_metrics(pairs.confidence, pairs.correct) for pairs in (first, second))
     draws = _resampled([first, second], list(ours), resamples, seed)
-    return {name: _difference(after[name] - before[name], draws[1][name] - draws[0][name]) for name in before}
+    return {name: difference(after[name] - before[name], draws[1][name] - draws[0][name]) for name in before}
 
 
 def _estimates(pairs: Pairs, resamples: int, seed: int) -> dict[str, Estimate]:
@@ -103,16 +103,16 @@ def _resampled(methods: list[Pairs], prompts: list[Hashable], resamples: int, se
     clusters = [torch.tensor([place[prompt] for prompt in _ids(pairs)], dtype=torch.long) for pairs in methods]
     rows = max(1, _CHUNK // max(1, *map(len, clusters)))
     chunks: list[list[dict[str, Tensor]]] = [[] for _ in methods]
-    with _one_thread():
+    with one_thread():
         for start in range(0, resamples, rows):
-            counts = _draw(min(rows, resamples - start), len(prompts), generator)
+            counts = draw_counts(min(rows, resamples - start), len(prompts), generator)
             for pairs, cluster, chunk in zip(methods, clusters, chunks, strict=True):
                 weights = counts[:, cluster].to(pairs.confidence.device)
                 chunk.append(all_metrics(pairs.confidence, pairs.correct, weights))
     return [{name: torch.cat([part[name] for part in chunk]).cpu() for name in chunk[0]} for chunk in chunks]
 
 
-def _draw(rows: int, clusters: int, generator: torch.Generator) -> Tensor:
+def draw_counts(rows: int, clusters: int, generator: torch.Generator) -> Tensor:
     """How often each cluster is drawn in as many draws as there are clusters, with replacement; (rows, clusters)."""
     counts = torch.zeros(rows, clusters, dtype=torch.double)
     if not clusters:
@@ -126,7 +126,7 @@ def _sem(value: Tensor, draws: Tensor) -> float:
     return torch.nan if value.isnan() or len(defined) < 2 else defined.std().item()
 
 
-def _difference(value: Tensor, draws: Tensor) -> Difference:
+def difference(value: Tensor, draws: Tensor) -> Difference:
     defined = draws[~draws.isnan()]
     if value.isnan() or len(defined) < 2:
         return Difference(value.item(), *[torch.nan] * 4)
@@ -143,7 +143,7 @@ def _ids(pairs: Pairs) -> Sequence[Hashable]:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """The sums are small: on busy cores, threads that wait for one another took ten times as long as one alone."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

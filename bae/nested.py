@@ -74,43 +74,48 @@ def measure(
                 continue
             keep = scored.present[again.rows, j]
             rows = again.rows[keep]
-            rewards = block_rewards(objective, j, table, group)
-            expected, decisions = torch.full((count,), torch.nan), None
-            if objective.score is not None:
-                decisions = number_decisions(scored, scorer, j, candidates)
-                expected = expected_reward(
-                    pipeline.policy.model, samples, decisions, pipeline.temperature, micro_batch_size
-                )
+            decisions = None if objective.score is None else number_decisions(scored, scorer, j, candidates)
+            expected = torch.full((count,), torch.nan)
+            if decisions is not None:
+                model = pipeline.policy.model
+                expected = expected_reward(model, samples, decisions, pipeline.temperature, micro_batch_size)
+            rewards = block_rewards(objective, j, table, group, expected=expected)
+            names = {
+                "objective": objective.name,
+                "prompt": [owners[n].id for n in rows.tolist()],
+                "group": [keys[n // group_size][-1] for n in rows.tolist()],
+                "sample": (rows % group_size).numpy(),
+            }
+            parts.append(_table(names, rewards, rows, _whole(again.rewards(j)[keep]), rollouts))
             if sketch:
-                found = sketch_completions(
-                    pipeline, samples, scored.block_of == block, rows, rewards.reward, decisions, sketch
-                )
-                halves = sketch_reference(
+                in_block = scored.block_of == block
+                found = sketch_completions(pipeline, samples, in_block, rows, rewards.reward, decisions, sketch)
+                found["half_a"], found["half_b"] = sketch_reference(
                     pipeline, again, block, j, group[again.rows], len(problems), sketch, micro_batch_size
                 )
-                found |= dict(zip(("half_a", "half_b"), halves, strict=True))
                 sketches |= {f"{objective.name}/{name}": values for name, values in found.items()}
-            rescored = torch.full((count, 2), torch.nan) if rewards.rescored is None else rewards.rescored
-            drawn = _whole(again.rewards(j)[keep])
-            parts.append(
-                pandas.DataFrame(
-                    {
-                        "objective": objective.name,
-                        "prompt": [owners[n].id for n in rows.tolist()],
-                        "group": [keys[n // group_size][-1] for n in rows.tolist()],
-                        "sample": (rows % group_size).numpy(),
-                        "reward": rewards.reward[rows].numpy(),
-                        "outcome": rewards.outcome[rows].numpy(),
-                        "correct": table.correct[rows].long().numpy(),
-                        "rescored_wrong": rescored[rows, 0].numpy(),
-                        "rescored_right": rescored[rows, 1].numpy(),
-                        "expected": expected[rows].numpy(),
-                        "rollouts": list(drawn[:, :rollouts].numpy()),
-                        "nested": list(drawn[:, rollouts:].numpy()),
-                    }
-                )
-            )
     return pandas.concat(parts, ignore_index=True), sketches
+
+
+def _table(
+    names: Mapping[str, object], rewards: BlockRewards, rows: Tensor, drawn: Tensor, rollouts: int
+) -> pandas.DataFrame:
+    """The rows of one objective. drawn: (R, rollouts + nested) rewards of fresh samples."""
+    assert rewards.correct is not None and rewards.expected is not None
+    rescored = torch.full((len(rewards.reward), 2), torch.nan) if rewards.rescored is None else rewards.rescored
+    return pandas.DataFrame(
+        {
+            **names,
+            "reward": rewards.reward[rows].numpy(),
+            "outcome": rewards.outcome[rows].numpy(),
+            "correct": rewards.correct[rows].numpy(),
+            "rescored_wrong": rescored[rows, 0].numpy(),
+            "rescored_right": rescored[rows, 1].numpy(),
+            "expected": rewards.expected[rows].numpy(),
+            "rollouts": list(drawn[:, :rollouts].numpy()),
+            "nested": list(drawn[:, rollouts:].numpy()),
+        }
+    )
 
 
 def _whole(rewards: Tensor) -> Tensor:

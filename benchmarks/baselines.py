@@ -1,9 +1,10 @@
-"""What each baseline costs in a training step: python benchmarks/baselines.py [overrides of bae-train …]
+"""What each baseline costs in a training step: python benchmarks/baselines.py [--rounds 7] [overrides of bae-train …]
 
 All work on the same rollouts, in turns, with a learning rate of 0; each line is a median over rounds and the range, in
 milliseconds, and as a share of the whole step (rollout, reward, baseline, update). Peak memory: a process for each.
 """
 
+import argparse
 import gc
 import os
 import resource
@@ -25,8 +26,7 @@ from bae.callbacks import BlockwiseAdvantages, Rollouts
 from bae.cli import CONF
 from bae.policy import PolicyModule
 
-BASELINES = ("ocb", "ocb_loo", "ocb_shrunk", "rao_blackwell", "all_action")
-ROUNDS = 7
+BASELINES = ["ocb", "ocb_loo", "ocb_shrunk", "rao_blackwell", "all_action"]
 
 
 def settings(overrides):
@@ -86,12 +86,15 @@ def race(overrides, baselines, rounds):
 
 
 def main():
-    if sys.argv[1:2] == ["--memory"]:
-        race(sys.argv[3:], [sys.argv[2]], 2)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--memory", choices=BASELINES, help="of this one alone, in MiB")
+    given, overrides = parser.parse_known_args()
+    if given.memory:
+        race(overrides, [given.memory], 1)
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
         return
-    overrides = sys.argv[1:]
-    taken = race(overrides, list(BASELINES), ROUNDS)
+    taken = race(overrides, BASELINES, given.rounds)
     own = lambda seconds: seconds["baseline"] + seconds["update"]  # noqa: E731
     print(f"{'baseline':<16}{'baseline ms':>24}{'update ms':>28}{'more than ocb, of the step':>34}{'peak MiB':>12}")
     for name, rounds in taken.items():
