@@ -12,7 +12,7 @@ import torch
 from mlflow import MlflowClient
 
 import bae.nested
-from bae import cli, fidelity, schema, train
+from bae import cli, fidelity, report, schema, train
 
 SMALL = [
     "steps=1", "group_size=4", "prompts_per_step=2", "callbacks.held_out.prompts=4", "callbacks.held_out.samples=1",
@@ -288,3 +288,15 @@ def test_it_asks_for_samples_before_training(outputs, run, monkeypatch):
 def test_a_policy_that_never_gets_so_far_is_trained_all_the_same(outputs, run):
     call(train, outputs, *SMALL, *CALLBACK, "max_new_tokens=2")
     assert not logged(outputs, newest(outputs))
+
+
+def test_the_report_draws_figure_1(outputs, run, measured, capsys):
+    client, found = runs(outputs)
+    experiment = client.get_experiment(found[0].info.experiment_id).name
+    call(report, outputs, "figure=1", f"experiments=[{experiment}]", f"runs=[{(run / 'run_id').read_text()}]")
+    for kind in ("png", "svg"):
+        # No groups of 32 here, so the largest that there are.
+        assert (outputs / "reports" / f"figure1_tiny_confidence_brier_4.{kind}").stat().st_size > 5000
+    assert "missing" not in capsys.readouterr().out
+    call(report, outputs, "figure=1", "experiments=[nothing]")
+    assert "missing: no finished runs; bae-train -m experiment=table1, then bae-fidelity" in capsys.readouterr().out
