@@ -190,7 +190,7 @@ def test_a_finished_run_can_be_made_longer(train):
         (["+objectives.typo=3"], "objectives.typo: nothing reads this key"),
         (["lr=abc"], "lr.*abc|abc.*lr"),
         (["steps=no"], "steps"),
-        (["baseline=ocbb"], "baseline=ocbb: no such option; baseline has batch_mean, group_mean, none, ocb$"),
+        (["baseline=ocbb"], "baseline=ocbb: no such option; baseline has all_action, .*none, ocb, ocb_batch"),
         (["basline=ocb"], "did you mean baseline"),
         (["group_size=1"], "group_size=1: .* use group_size=2"),
         (["steps=0"], "steps=0: must be above 0"),
