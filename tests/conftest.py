@@ -1,6 +1,7 @@
 """What several tests share: a random tiny policy, and where real data lies."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,3 +28,21 @@ def tiny():
     torch.manual_seed(0)
     tokenizer = make_tokenizer()
     return Policy(make_model(tokenizer, hidden=32, layers=2).eval(), tokenizer, "{question}")
+
+
+def call(module, outputs, *arguments):
+    """Run an entry point, such as bae.train, in this process."""
+    before = sys.argv
+    sys.argv = [f"bae-{module.__name__.partition('.')[2]}", f"outputs={outputs}", *arguments]
+    try:
+        module.main()
+    finally:
+        sys.argv = before
+
+
+def runs(outputs):
+    """A client of the store in this folder, and all its runs, oldest first."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{outputs / 'mlflow.db'}")
+    return client, client.search_runs([e.experiment_id for e in client.search_experiments()], order_by=["start_time"])

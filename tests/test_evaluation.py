@@ -2,13 +2,12 @@
 
 import json
 import math
-import sys
 from pathlib import Path
 
 import pandas
 import pytest
 import torch
-from mlflow import MlflowClient
+from conftest import call, runs
 
 from bae import evaluate, report, train
 from bae.evaluation import lines, summarise
@@ -26,22 +25,8 @@ def outputs(tmp_path_factory):
     """Two methods, two seeds of one, trained for a step."""
     folder = tmp_path_factory.mktemp("runs") / "outputs"
     for more in (["method=ocb", "seed=0"], ["method=ocb", "seed=1"], ["method=none", "seed=0"]):
-        call(train, "bae-train", folder, *TINY, *more)
+        call(train, folder, *TINY, *more)
     return folder
-
-
-def call(module, name, outputs, *arguments):
-    before = sys.argv
-    sys.argv = [name, f"outputs={outputs}", *arguments]
-    try:
-        module.main()
-    finally:
-        sys.argv = before
-
-
-def runs(outputs):
-    client = MlflowClient(f"sqlite:///{outputs / 'mlflow.db'}")
-    return client, client.search_runs([e.experiment_id for e in client.search_experiments()])
 
 
 def table(answers, verdicts, confidences, prompts):
@@ -91,7 +76,7 @@ def test_the_command_measures_as_training_did(outputs, capsys):
     client, found = runs(outputs)
     run = found[0]
     before = run.data.metrics
-    call(evaluate, "bae-evaluate", outputs, f"run={run.info.run_id}", "split=[val,easy]", "prompts=6", "samples=4")
+    call(evaluate, outputs, f"run={run.info.run_id}", "split=[val,easy]", "prompts=6", "samples=4")
     after = client.get_run(run.info.run_id)
     assert after.data.metrics["eval/val/brier"] == pytest.approx(before["eval/val/brier"], abs=1e-6)
     assert after.info.status == "FINISHED"
@@ -131,14 +116,14 @@ def test_the_draws_do_not_depend_on_how_prompts_are_shared_out(tiny):
 )
 def test_a_wrong_evaluation_is_one_sentence(tmp_path, arguments, message):
     with pytest.raises(SystemExit) as stopped:
-        call(evaluate, "bae-evaluate", tmp_path / "outputs", *arguments)
+        call(evaluate, tmp_path / "outputs", *arguments)
     assert message in str(stopped.value) and "\n" not in str(stopped.value)
 
 
 def test_a_split_that_is_not_there_is_one_sentence(outputs):
     _, found = runs(outputs)
     with pytest.raises(SystemExit, match="no split 'vall'"):
-        call(evaluate, "bae-evaluate", outputs, f"run={found[0].info.run_id}", "split=vall")
+        call(evaluate, outputs, f"run={found[0].info.run_id}", "split=vall")
 
 
 def test_completions_of_others_are_scored_without_a_model(tmp_path):
@@ -147,7 +132,7 @@ def test_completions_of_others_are_scored_without_a_model(tmp_path):
             for i in range(12) for model in ("a/b", "c")]  # fmt: skip
     file = tmp_path / "completions.jsonl"
     file.write_text("\n".join(map(json.dumps, rows)))
-    call(evaluate, "bae-evaluate", tmp_path / "outputs", f"completions={file}", "columns.model=model", "resamples=50")
+    call(evaluate, tmp_path / "outputs", f"completions={file}", "columns.model=model", "resamples=50")
     _, (run,) = runs(tmp_path / "outputs")
     assert run.info.status == "FINISHED"
     assert run.data.metrics["eval/a_b/accuracy"] == pytest.approx(8 / 12)
@@ -155,7 +140,7 @@ def test_completions_of_others_are_scored_without_a_model(tmp_path):
 
 
 def test_a_report_has_the_published_numbers_and_ours(outputs, capsys):
-    call(report, "bae-report", outputs, "table=1", "resamples=50")
+    call(report, outputs, "table=1", "resamples=50")
     out = capsys.readouterr().out
     folder = outputs / "reports"
     values = pandas.read_csv(folder / "table1.csv", keep_default_na=False)
@@ -176,21 +161,21 @@ def test_a_report_has_the_published_numbers_and_ours(outputs, capsys):
 
 
 def test_a_report_of_nothing_has_the_published_numbers(tmp_path, capsys):
-    call(report, "bae-report", tmp_path / "outputs", "table=7", "figure=4")
+    call(report, tmp_path / "outputs", "table=7", "figure=4")
     out = capsys.readouterr().out
     assert out.count("missing: no finished runs") == 4 and "0.1447" not in out and "0.1459 ± 0.0043" in out
 
 
 @pytest.mark.parametrize("figure", [2, 4, "training"])
 def test_a_figure_is_drawn(outputs, figure):
-    call(report, "bae-report", outputs, f"figure={figure}")
+    call(report, outputs, f"figure={figure}")
     for kind in ("png", "svg"):
         assert (outputs / "reports" / f"figure{figure}_tiny.{kind}").stat().st_size > 5000
 
 
 def test_a_sweep_leaves_out_what_is_finished(outputs, capsys):
     before = len(runs(outputs)[1])
-    call(train, "bae-train", outputs, *TINY, "method=ocb", "seed=1", "skip_finished=true")
+    call(train, outputs, *TINY, "method=ocb", "seed=1", "skip_finished=true")
     assert "done before: run" in capsys.readouterr().out and len(runs(outputs)[1]) == before
 
 

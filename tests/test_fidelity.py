@@ -1,7 +1,6 @@
 """bae-fidelity as a user meets it, on a policy of one training step, and the callback that does it in training."""
 
 import shutil
-import sys
 from pathlib import Path
 
 import hydra
@@ -9,7 +8,7 @@ import numpy as np
 import pandas
 import pytest
 import torch
-from mlflow import MlflowClient
+from conftest import call, runs
 
 import bae.nested
 from bae import cli, fidelity, report, schema, train
@@ -21,20 +20,6 @@ SMALL = [
 ]  # fmt: skip
 ASKED = ["prompts=4", "group_size=[2,4]", "rollouts=4", "nested=8", "gradient=64", "resamples=50"]
 BASELINES = ["none", "batch_mean", "group_mean", "ocb", "ocb_loo", "ocb_shrunk", "rao_blackwell", "monte_carlo"]
-
-
-def call(module, outputs, *arguments):
-    before = sys.argv
-    sys.argv = [f"bae-{module.__name__.partition('.')[2]}", f"outputs={outputs}", *arguments]
-    try:
-        module.main()
-    finally:
-        sys.argv = before
-
-
-def runs(outputs):
-    client = MlflowClient(f"sqlite:///{outputs / 'mlflow.db'}")
-    return client, client.search_runs([e.experiment_id for e in client.search_experiments()], order_by=["start_time"])
 
 
 def newest(outputs):
