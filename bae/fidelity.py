@@ -64,7 +64,7 @@ def fidelity(cfg: DictConfig) -> None:
     for (objective, size), part in errors.groupby(["objective", "group_size"], sort=False):
         files += figures.save(nested.draw_errors(part), place / f"figure1_{objective}_{size}")
     if sketches:
-        gradients = nested.compare_gradient(table, sketches, baselines, fallback, sizes, cfg.resamples)
+        gradients = nested.compare_gradient(table, sketches, values, baselines, fallback, cfg.resamples)
         gradients.to_csv(place / "gradients.csv", index=False)
         files.append(place / "gradients.csv")
     run_id, uri = (folder / RUN_FILE).read_text(), before.logger.tracking_uri

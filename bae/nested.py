@@ -127,7 +127,7 @@ def rewards_of(table: pandas.DataFrame, group_size: int) -> BlockRewards:
     """What a baseline sees of one objective's rows, in groups of `group_size`: larger groups are cut into such."""
     column = lambda name: torch.from_numpy(table[name].to_numpy(dtype="float32", copy=True))  # noqa: E731
     sample = torch.from_numpy(table["sample"].to_numpy(dtype="int64", copy=True))
-    group = torch.from_numpy(table["group"].to_numpy(dtype="int64", copy=True))
+    group = _prompts(table)
     rescored = torch.stack([column("rescored_wrong"), column("rescored_right")], 1)
     nested = _matrix(table["nested"])
 
@@ -156,6 +156,10 @@ def check_nested(baselines: Mapping[str, Baseline], nested: int) -> None:
             raise ValueError(
                 f"nested={nested}: baseline {name} needs {rollouts} of its own; raise nested or leave it out"
             )
+
+
+def _prompts(table: pandas.DataFrame) -> Tensor:
+    return torch.from_numpy(table["group"].to_numpy(dtype="int64", copy=True))
 
 
 def _matrix(values: pandas.Series) -> Tensor:
@@ -208,13 +212,13 @@ def compare(
     with what bae.agreement says and 95 % intervals; and the values of the baselines, by objective and group size."""
     found, values = [], {}
     for objective, part in table.groupby("objective", sort=False):
-        prompt = torch.from_numpy(part["group"].to_numpy(dtype="int64", copy=True))
+        prompt, reference_rollouts = _prompts(part), _matrix(part["rollouts"])
         for size in group_sizes:
             rewards = rewards_of(part, size)
             values[str(objective), size], shares = baseline_values(rewards, baselines, fallback, prompt)
             strata = stratum_size(outcome_strata(rewards), rewards.present)
             for name, where in sets(rewards.outcome, strata, names_of(rewards.outcome)).items():
-                measured = agreement(rewards.reward, values[str(objective), size], _matrix(part["rollouts"]), prompt,
+                measured = agreement(rewards.reward, values[str(objective), size], reference_rollouts, prompt,
                                      reference, resamples, where=where)  # fmt: skip
                 for baseline, result in measured.items():
                     found.append({"objective": objective, "group_size": size, "set": name, "baseline": baseline,
@@ -225,30 +229,28 @@ def compare(
 def compare_gradient(
     table: pandas.DataFrame,
     sketches: Mapping[str, Tensor],
+    values: Mapping[tuple[str, int], Mapping[str, Tensor]],
     baselines: Mapping[str, Baseline],
     fallback: Baseline,
-    group_sizes: Sequence[int],
     resamples: int,
 ) -> pandas.DataFrame:
     """A row for each objective, group size and baseline: cosine and mean squared error of the gradient that it gives
-    the block, with 95 % intervals. sketches: of `measure`, for all problems, whose numbers count from 0."""
+    the block, with 95 % intervals. sketches: of `measure`, for all problems, whose numbers count from 0. values: of
+    `compare`."""
     found = []
-    for objective, part in table.groupby("objective", sort=False):
-        prefix = f"{objective}/"
+    texts = {name: baseline.text for name, baseline in baselines.items() if isinstance(baseline, RaoBlackwell)}
+    for (objective, size), each in values.items():
+        part, prefix = table[table["objective"] == objective], f"{objective}/"
         own = {name.removeprefix(prefix): x for name, x in sketches.items() if name.startswith(prefix)}
-        prompt = torch.from_numpy(part["group"].to_numpy(dtype="int64", copy=True))
-        for size in group_sizes:
-            rewards = rewards_of(part, size)
-            values, _ = baseline_values(rewards, baselines, fallback, prompt)
-            texts = {name: b.text for name, b in baselines.items() if isinstance(b, RaoBlackwell)}
-            text_values, _ = baseline_values(rewards, texts, fallback, prompt)
-            assert rewards.expected is not None
-            agreed = compare_gradients(own, rewards.reward, rewards.expected, values, text_values, prompt, resamples)
-            for name, baseline in baselines.items():
-                if isinstance(baseline, RaoBlackwell) and baseline.all_action:
-                    agreed[name] = agreed[ALL_ACTION]
-            found += [{"objective": objective, "group_size": size, "baseline": name} | _flat(result._asdict())
-                      for name, result in agreed.items()]  # fmt: skip
+        prompt, rewards = _prompts(part), rewards_of(part, size)
+        text_values, _ = baseline_values(rewards, texts, fallback, prompt)
+        assert rewards.expected is not None
+        agreed = compare_gradients(own, rewards.reward, rewards.expected, each, text_values, prompt, resamples)
+        for name, baseline in baselines.items():
+            if isinstance(baseline, RaoBlackwell) and baseline.all_action:
+                agreed[name] = agreed[ALL_ACTION]
+        found += [{"objective": objective, "group_size": size, "baseline": name} | _flat(result._asdict())
+                  for name, result in agreed.items()]  # fmt: skip
     return pandas.DataFrame(found)
 
 

@@ -177,19 +177,14 @@ class PolicyModule(L.LightningModule):
         gain = (weight.gather(1, place) * decides * all_action(log_probs, decisions)).sum()
         return numbers.weight * change, numbers.weight * gain
 
-    def score(self, samples: Samples, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-probability of each completion token and entropy where it was drawn, (B, T') each; see
-        `completion_logits`."""
-        logits, ids = completion_logits(self.model, samples, rows)
-        return log_probs_and_entropy(logits, ids, self.temperature)
-
     @torch.no_grad()
     def _old_log_probs(self, samples: Samples, minis: list[Tensor]) -> Tensor:
         """(N, T), in the same micro-batches as the update, so that the first ratio is exactly 1."""
         out = torch.zeros(samples.completion_ids.shape)
         for mini in minis:
             for part in mini.split(self.micro_batch_size):
-                log_p, _ = self.score(samples, part)
+                logits, ids = completion_logits(self.model, samples, part)
+                log_p, _ = log_probs_and_entropy(logits, ids, self.temperature)
                 out[part, : log_p.shape[1]] = log_p.cpu()
         return out
 

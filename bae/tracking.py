@@ -135,30 +135,33 @@ class MLflowRun(MLFlowLogger):
 def log_evaluation(client: MlflowClient, run_id: str, name: str, summary: Any, files: Iterable[Path]) -> None:
     """Log the metrics of a `bae.evaluation.Summary` as `eval/<name>/…`, test-time scaling with the number of samples
     in the place of the step, and files as artifacts in `evaluation/`."""
-    now = int(time.time() * 1000)
     values = [(f"eval/{name}/{key}", value, 0) for key, value in summary.metrics.items()]
     for strategy, curve in summary.scaling.items():
         values += [(f"eval/{name}/scaling/{strategy.replace('@', '_at_')}", y, n) for n, y in enumerate(curve, 1)]
-    for i in range(0, len(values), 1000):  # MLflow's limit for one call
-        client.log_batch(run_id, metrics=[Metric(key, value, now, step) for key, value, step in values[i : i + 1000]])
-    for file in files:
-        client.log_artifact(run_id, str(file), "evaluation")
+    _log(client, run_id, values, files, "evaluation")
 
 
 def log_fidelity(client: MlflowClient, run_id: str, split: str, results: Any, files: Iterable[Path]) -> None:
     """Log the table of `bae.nested.compare` as `fidelity/<split>/<objective>/<G>/<set>/<baseline>/…`, and files as
     artifacts in `fidelity/<split>`."""
-    now = int(time.time() * 1000)
     keys = ("rmse", "observed_rmse", "bias", "slope", "correlation", "fallback")
-    metrics = []
+    values = []
     for row in results.to_dict("records"):
         place = row["set"].replace("=", "_").replace("+", "")  # MLflow takes neither sign in a name
         prefix = f"fidelity/{split}/{row['objective']}/{row['group_size']}/{place}/{row['baseline']}"
-        metrics += [Metric(f"{prefix}/{key}", row[key], now, 0) for key in keys]
-    for i in range(0, len(metrics), 1000):  # MLflow's limit for one call
-        client.log_batch(run_id, metrics=metrics[i : i + 1000])
+        values += [(f"{prefix}/{key}", row[key], 0) for key in keys]
+    _log(client, run_id, values, files, f"fidelity/{split}")
+
+
+def _log(
+    client: MlflowClient, run_id: str, values: Sequence[tuple[str, float, int]], files: Iterable[Path], place: str
+) -> None:
+    """Metrics as (name, value, step), and files as artifacts in the folder `place`."""
+    now = int(time.time() * 1000)
+    for i in range(0, len(values), 1000):  # MLflow's limit for one call
+        client.log_batch(run_id, metrics=[Metric(key, value, now, step) for key, value, step in values[i : i + 1000]])
     for file in files:
-        client.log_artifact(run_id, str(file), f"fidelity/{split}")
+        client.log_artifact(run_id, str(file), place)
 
 
 def is_rank_zero() -> bool:
