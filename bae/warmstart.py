@@ -1,11 +1,10 @@
-"""`bae-warmstart`: make the tiny policy that ships in the package, from nothing.
+"""`bae-warmstart`: make the tiny policies that ship in the package, from nothing.
 
-Supervised fine-tuning on the arithmetic task teaches it the format and some arithmetic. Its analysis words and
-confidences are drawn at random, whatever the problem: it starts able to say how sure it is, but not to know it.
+Supervised fine-tuning on the arithmetic task teaches a policy a format and some arithmetic, but not what the format is
+there for: to know how sure it is, or to mend its first attempt. bae/demonstrations.py writes what it is shown.
 """
 
 import random
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from bae import cli
-from bae.batch import Problem
-from bae.build import make, plain
+from bae.build import make
+from bae.demonstrations import WORDS, Demonstrate, Piece
 from bae.models import Policy
 
 TAGS = ("reasoning", "answer", "analysis", "confidence")
-WORDS = ("short", "long")  # what an analysis may say: numbers of one digit alone, or longer ones
 
 
 def make_tokenizer() -> Any:
@@ -61,30 +59,18 @@ def make_model(tokenizer: Any, hidden: int = 96, layers: int = 4, heads: int = 4
     return LlamaForCausalLM(config)
 
 
-def demonstration(problem: Problem, confidences: Mapping[str, float], rng: random.Random) -> str:
-    """A completion in the format: running totals, the right answer, a look at the problem, and a confidence that knows
-    nothing of it, drawn with the weights of `confidences`."""
-    terms = problem.question.rstrip("=").replace("-", "+-").lstrip("+").split("+")
-    totals, total = [], int(terms[0])
-    for term in terms[1:]:
-        total += int(term)
-        totals.append(str(total))
-    word = WORDS[any(len(term.lstrip("-")) > 1 for term in terms)]
-    (confidence,) = rng.choices(list(confidences), list(confidences.values()))
-    contents = (" ".join(totals), problem.answer, word, confidence)
-    return "".join(f"<{tag}>{content}</{tag}>" for tag, content in zip(TAGS, contents, strict=True))
-
-
 def make_batch(
-    tokenizer: Any, task: Any, confidences: Mapping[str, float], start: int, rows: int, rng: random.Random
+    tokenizer: Any, task: Any, demonstrate: Demonstrate, start: int, rows: int, rng: random.Random
 ) -> tuple[Tensor, Tensor]:
-    """(B, S) ids padded on the right, and the ids to predict, -100 on prompt and padding."""
+    """(B, S) ids padded on the right, and the ids to predict, -100 on prompt, padding and what is not to be learnt."""
     ids, labels = [], []
     for index in range(start, start + rows):
         problem = task.problem("train", index % task.size("train"))
-        prompt, completion = tokenizer([problem.question, demonstration(problem, confidences, rng)])["input_ids"]
-        ids.append(prompt + completion + [tokenizer.eos_token_id])
-        labels.append([-100] * len(prompt) + completion + [tokenizer.eos_token_id])
+        pieces = [Piece(problem.question, learn=False), *demonstrate(problem, rng), Piece(tokenizer.eos_token)]
+        parts = tokenizer([piece.text for piece in pieces])["input_ids"]  # a token never spans two pieces
+        ids.append([token for part in parts for token in part])
+        pairs = zip(pieces, parts, strict=True)
+        labels.append([token if piece.learn else -100 for piece, part in pairs for token in part])
     width = max(map(len, ids))
     pad = lambda rows, fill: torch.tensor([row + [fill] * (width - len(row)) for row in rows])  # noqa: E731
     return pad(ids, tokenizer.pad_token_id), pad(labels, -100)
@@ -92,7 +78,7 @@ def make_batch(
 
 def warm_start(
     task: Any,
-    confidences: Mapping[str, float],
+    demonstrate: Demonstrate,
     steps: int,
     batch_size: int,
     micro_batch_size: int,
@@ -109,7 +95,7 @@ def warm_start(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=lr, total_steps=steps, pct_start=0.1)
     bar = tqdm(range(steps), desc="warm start")
     for step in bar:
-        ids, labels = make_batch(tokenizer, task, confidences, step * batch_size, batch_size, rng)
+        ids, labels = make_batch(tokenizer, task, demonstrate, step * batch_size, batch_size, rng)
         count = (labels != -100).sum()
         total = 0.0
         for part in torch.arange(batch_size).split(micro_batch_size):
@@ -134,10 +120,11 @@ def main() -> None:
 def run(cfg: DictConfig) -> None:
     """Build the task, train, save."""
     with cli.user_errors():
-        task = make(cfg.task)
-    policy = warm_start(task, plain(cfg.confidences), cfg.steps, cfg.batch_size, cfg.micro_batch_size, cfg.lr, cfg.seed)
+        task, demonstrate = make(cfg.task), make(cfg.demonstrations)
+    policy = warm_start(task, demonstrate, cfg.steps, cfg.batch_size, cfg.micro_batch_size, cfg.lr, cfg.seed)
     policy.save(Path(cfg.output))
-    print(f"policy   {cfg.output}\ntry it   bae-train model.path={cfg.output}")
+    print(f"policy   {cfg.output}")
+    print(f"try it   bae-train model.path={cfg.output} # and objectives= in the form of {cli.choice('demonstrations')}")
 
 
 if __name__ == "__main__":
