@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from bae.advantages import spread_over_tokens
+from bae.agreement import count_sketch
 from bae.batch import NumberAdvantages, RolloutBatch, Samples
 from bae.blocks import Block
 from bae.forward import completion_logits
-from bae.losses import blockwise_clipped_loss, is_clipped, log_probs_and_entropy, token_weights
+from bae.losses import Aggregation, block_mean, blockwise_clipped_loss, is_clipped, log_probs_and_entropy
 from bae.models import Policy
 from bae.numbers import all_action, candidate_log_probs, expected, token_advantages
 
@@ -31,7 +32,7 @@ def lr_share(step: int, total: int, warmup: int, final: float) -> float:
 @dataclass(frozen=True)
 class Work:
     """What the optimiser steps of one rollout batch share. block_of, weights, advantages: (N, T). old: (N, T) log-
-    probabilities from before the first step, None where there is one step alone and they are today's."""
+    probabilities from before the first step, None where they are those of the policy as it is."""
 
     samples: Samples
     block_of: Tensor
@@ -51,10 +52,12 @@ class PolicyModule(L.LightningModule):
     steps: rollout batches of the whole run.
     warmup_steps: optimiser steps over which the learning rate rises linearly from 0.
     final_lr: what is left of it, as a share, at the last step; it falls linearly after the warm-up.
-    clip: epsilon of the clipped surrogate. max_grad_norm: clipping by global norm.
+    clip: epsilon of the clipped surrogate. clip_high: the same for ratios above 1, None for `clip`.
+    max_grad_norm: clipping by global norm.
     temperature: of sampling; the loss sees the same distribution that was sampled from.
     micro_batch_size: completions in one forward and backward pass.
     optimizer_steps: mini-batches, one optimiser step each, that a rollout batch is cut into.
+    aggregation: how tokens are weighed.
     """
 
     def __init__(
@@ -70,21 +73,25 @@ class PolicyModule(L.LightningModule):
         micro_batch_size: int,
         optimizer_steps: int = 1,
         final_lr: float = 1.0,
+        clip_high: float | None = None,
+        aggregation: Aggregation = block_mean,
     ):
         super().__init__()
         self.automatic_optimization = False
         self.policy = policy
         self.model = policy.model
-        self.block_weights = [block.weight for block in blocks]
+        self.block_weights = torch.tensor([block.weight for block in blocks])
         self.optimizer = optimizer
         self.steps = steps
         self.warmup_steps = warmup_steps
         self.clip = clip
+        self.clip_high = clip if clip_high is None else clip_high
         self.max_grad_norm = max_grad_norm
         self.temperature = temperature
         self.micro_batch_size = micro_batch_size
         self.optimizer_steps = optimizer_steps
         self.final_lr = final_lr
+        self.aggregation = aggregation
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(self.parameters())
@@ -94,24 +101,49 @@ class PolicyModule(L.LightningModule):
 
     def training_step(self, batch: RolloutBatch, batch_idx: int) -> None:
         """Writes batch.metrics: entropy (nats a token), clip_fraction, grad_norm, lr; means over optimiser steps."""
-        samples, scored = batch.rolled_out()
+        samples, _ = batch.rolled_out()
         with batch.timed("update"):
             minis = self._mini_batches(samples)
             # Later mini-batches are off-policy, so they need the log-probabilities from before the first step.
             old = self._old_log_probs(samples, minis) if self.optimizer_steps > 1 else None
-            work = Work(
-                samples,
-                scored.block_of,
-                token_weights(scored.block_of, torch.tensor(self.block_weights)),
-                spread_over_tokens(batch.weighed().per_block, scored.block_of),
-                batch.weighed().numbers,
-                old,
-                batch.entropy_coef,
-            )
+            work = self._work(batch, old)
             for mini in minis:
                 metrics = self._optimise(work, mini)
                 for name, value in metrics.items():
                     batch.metrics[name] = batch.metrics.get(name, 0.0) + value / len(minis)
+
+    def block_gradients(self, batch: RolloutBatch, rows: Tensor, size: int) -> Tensor:
+        """(K, size): what each block's tokens among the completions `rows` add to the gradient of the loss, by the
+        policy as it is and without the entropy bonus, sketched to `size` numbers (bae.agreement.count_sketch).
+
+        rows: (R,) long, of this rank. size: 0 for the flat gradients themselves. Leaves `grad` alone. All ranks must
+        call it, for `aggregation` may need their tokens; it wants whole weights, so it is not for sharded strategies.
+        """
+        work = self._work(batch, old=None)
+        found: list[Any] = [0.0] * len(self.block_weights)
+        for part in rows.split(self.micro_batch_size):
+            logits, ids = completion_logits(self.model, work.samples, part)
+            log_p, _ = log_probs_and_entropy(logits, ids, self.temperature)
+            block_of, weight = (self._columns(x, part, log_p) for x in (work.block_of, work.weights))
+            for k in range(len(found)):
+                loss, _, _ = self._surrogate_loss(work, part, logits, log_p, weight * (block_of == k))
+                gradient = flat_gradient(loss, self.model)
+                found[k] += (count_sketch(gradient, size) if size else gradient).cpu()  # a sketch is linear
+        return torch.stack(found)
+
+    def _work(self, batch: RolloutBatch, old: Tensor | None) -> Work:
+        samples, scored = batch.rolled_out()
+        counts = torch.stack([(scored.block_of == k).sum() for k in range(len(self.block_weights))])
+        tokens = self._mean_over_ranks(counts).to(self.block_weights)
+        return Work(
+            samples,
+            scored.block_of,
+            self.aggregation(scored.block_of, self.block_weights, tokens),
+            spread_over_tokens(batch.weighed().per_block, scored.block_of),
+            batch.weighed().numbers,
+            old,
+            batch.entropy_coef,
+        )
 
     def _mini_batches(self, samples: Samples) -> list[Tensor]:
         """Every optimizer_steps-th completion: parts of every group in each, and the same however many ranks share.
@@ -124,37 +156,46 @@ class PolicyModule(L.LightningModule):
         """One optimiser step on the completions `mini`, micro-batch by micro-batch."""
         optimizer: Any = self.optimizers()
         scheduler: Any = self.lr_schedulers()
-        share = len(work.weights) / len(mini)  # token_weights divide by the whole batch
+        share = len(work.weights) / len(mini)  # weights are those of the whole batch
         # DDP takes the mean over ranks, so that each divides by the tokens that a rank has on average.
-        tokens = self._mean_over_ranks(work.samples.completion_mask[mini].sum())
+        tokens = float(self._mean_over_ranks(work.samples.completion_mask[mini].sum()))
         sums = torch.zeros(2)
         parts = mini.split(self.micro_batch_size)
         for part in parts:
             logits, ids = completion_logits(self.model, work.samples, part)
             log_p, entropy = log_probs_and_entropy(logits, ids, self.temperature)
-            width = ids.shape[1]
-            mask, block_of, advantage, weight = (
-                x[part, :width].to(self.device)
-                for x in (work.samples.completion_mask, work.block_of, work.advantages, work.weights)
-            )
-            old_log_p = log_p.detach() if work.old is None else work.old[part, :width].to(self.device)
-            loss = torch.zeros((), device=self.device)
-            for numbers in work.numbers:
-                change, gain = self._number_advantages(numbers, logits, part, block_of, weight)
-                advantage, loss = advantage + change, loss - share * gain
-            loss = loss + share * blockwise_clipped_loss(log_p, old_log_p, advantage, weight, self.clip)
-            loss = loss - work.entropy_coef * (entropy * mask).sum() / tokens
+            mask, weight = (self._columns(x, part, log_p) for x in (work.samples.completion_mask, work.weights))
+            loss, advantage, old_log_p = self._surrogate_loss(work, part, logits, log_p, weight)
+            loss = share * loss - work.entropy_coef * (entropy * mask).sum() / tokens
             with self._gradients_travel(part is parts[-1]):
                 self.manual_backward(loss)
-            clipped = is_clipped(log_p.detach(), old_log_p, advantage, self.clip) & mask
+            clipped = is_clipped(log_p.detach(), old_log_p, advantage, self.clip, self.clip_high) & mask
             sums += torch.stack([(entropy.detach() * mask).sum(), clipped.sum()]).cpu()
         norm = self._clip_gradients()
         optimizer.step()
         optimizer.zero_grad()
         lr = float(scheduler.get_last_lr()[0])
         scheduler.step()
-        means = [self._mean_over_ranks(value) / tokens for value in sums]
+        means = (self._mean_over_ranks(sums) / tokens).tolist()
         return {"entropy": means[0], "clip_fraction": means[1], "grad_norm": norm, "lr": lr}
+
+    def _surrogate_loss(
+        self, work: Work, part: Tensor, logits: Tensor, log_p: Tensor, weight: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The loss of the micro-batch `part` whose tokens have these weights, (B, T'); and the (B, T') advantages and
+        old log-probabilities that went into it."""
+        advantage, block_of = (self._columns(x, part, log_p) for x in (work.advantages, work.block_of))
+        old_log_p = log_p.detach() if work.old is None else self._columns(work.old, part, log_p)
+        loss = torch.zeros((), device=self.device)
+        for numbers in work.numbers:
+            change, gain = self._number_advantages(numbers, logits, part, block_of, weight)
+            advantage, loss = advantage + change, loss - gain
+        loss = loss + blockwise_clipped_loss(log_p, old_log_p, advantage, weight, self.clip, self.clip_high)
+        return loss, advantage, old_log_p
+
+    def _columns(self, x: Tensor, part: Tensor, like: Tensor) -> Tensor:
+        """The rows `part` of (N, T), as wide as `like`: (B, T')."""
+        return x[part, : like.shape[1]].to(self.device)
 
     def _number_advantages(
         self, numbers: NumberAdvantages, logits: Tensor, part: Tensor, block_of: Tensor, weight: Tensor
@@ -197,7 +238,15 @@ class PolicyModule(L.LightningModule):
         """Clip by global norm; the norm before."""
         return float(torch.nn.utils.clip_grad_norm_(self.parameters(), self.max_grad_norm))
 
-    def _mean_over_ranks(self, value: Tensor) -> float:
-        if self.trainer.world_size == 1:
-            return float(value)
-        return float(self.trainer.strategy.reduce(value.double().to(self.device), reduce_op="mean"))
+    def _mean_over_ranks(self, value: Tensor) -> Tensor:
+        """Of the same shape, in double precision, on the CPU."""
+        if self.trainer.world_size > 1:
+            value = self.trainer.strategy.reduce(value.double().to(self.device), reduce_op="mean")
+        return value.double().cpu()
+
+
+def flat_gradient(loss: Tensor, model: torch.nn.Module) -> Tensor:
+    """(D,): the gradient in the trained parameters, in fp32 or more; the graph stays for the next."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    gradients = torch.autograd.grad(loss, parameters, retain_graph=True, materialize_grads=True)
+    return torch.cat([g.flatten().to(torch.promote_types(g.dtype, torch.float)) for g in gradients])

@@ -7,17 +7,25 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from bae.agreement import count_sketch
 from bae.batch import Advantages, NumberAdvantages, RolloutBatch, Samples, Scored
 from bae.blocks import make_blocks
 from bae.forward import completion_logits
-from bae.losses import token_weights
+from bae.losses import block_mean, constant_length, token_mean
 from bae.numbers import Decisions
 from bae.policy import PolicyModule, lr_share
 
 BLOCKS = make_blocks({"solution": ["answer"], "confidence": {"sections": ["confidence"], "weight": 2.0}})
+AGGREGATIONS = {
+    "block_mean": block_mean,
+    "token_mean": token_mean,
+    "constant_length": partial(constant_length, length=7),
+}
+every_aggregation = pytest.mark.parametrize("aggregation", AGGREGATIONS.values(), ids=AGGREGATIONS)
 
 
-def module(policy, **options):
+def module(policy, reduce=None, **options):
+    """reduce: of tensors, to their mean over the ranks, where there are two."""
     settings = {
         "steps": 9,
         "warmup_steps": 0,
@@ -27,7 +35,8 @@ def module(policy, **options):
         "micro_batch_size": 8,
     }
     made = PolicyModule(policy, BLOCKS, partial(torch.optim.SGD, lr=0.1), **settings | options)
-    made.trainer = SimpleNamespace(world_size=1, strategy=SimpleNamespace(model=made))
+    strategy = SimpleNamespace(model=made, reduce=lambda value, reduce_op: reduce(value))
+    made.trainer = SimpleNamespace(world_size=2 if reduce else 1, strategy=strategy)
     configured = made.configure_optimizers()
     made.optimizers = lambda: configured["optimizer"]
     made.lr_schedulers = lambda: configured["lr_scheduler"]
@@ -73,16 +82,75 @@ def assert_same(first, second, atol=1e-6):
         )
 
 
+@every_aggregation
 @pytest.mark.parametrize("size", [1, 3, 5])
 @pytest.mark.parametrize("entropy_coef", [0.0, 0.3])
-def test_gradient_does_not_depend_on_the_micro_batch(tiny, size, entropy_coef):
+def test_gradient_does_not_depend_on_the_micro_batch(tiny, size, entropy_coef, aggregation):
     work = batch(entropy_coef=entropy_coef)
-    whole = gradients(tiny, work)
+    whole = gradients(tiny, work, aggregation=aggregation)
     assert max(float(g.abs().max()) for g in whole.values()) > 1e-3
-    assert_same(gradients(tiny, work, micro_batch_size=size), whole)
+    assert_same(gradients(tiny, work, micro_batch_size=size, aggregation=aggregation), whole)
 
 
-def test_gradient_does_not_depend_on_padding(tiny):
+def test_every_aggregation_is_another_gradient(tiny):
+    norms = [torch.cat([g.flatten() for g in gradients(tiny, batch(), aggregation=a).values()]).norm()
+             for a in AGGREGATIONS.values()]  # fmt: skip
+    assert len({round(float(norm), 3) for norm in norms}) == 3
+
+
+def rows_of(work, rows):
+    """The batch of a rank that has these completions."""
+    samples, scored = work.rolled_out()
+    mine = replace(work, samples=Samples(*(column[rows] for column in vars(samples).values())), metrics={}, seconds={})
+    mine.scored = replace(scored, block_of=scored.block_of[rows])
+    mine.advantages = Advantages(*(column[rows] for column in (work.weighed().per_objective, work.weighed().per_block)))
+    return mine
+
+
+def gradients_over_ranks(policy, parts, **options):
+    """The mean over ranks of their gradients, and what each says of the whole. What ranks tell each other does not
+    depend on what they are told: so one pass writes it down, a second gives each the means."""
+    said = [[] for _ in parts]
+    for mine, part in zip(said, parts, strict=True):
+        gradients(policy, part, reduce=lambda value, mine=mine: (mine.append(value.double()), value)[1], **options)
+        part.metrics = {}
+    found = []
+    for part in parts:
+        means = iter([torch.stack(values).mean(0) for values in zip(*said, strict=True)])
+        found.append(gradients(policy, part, reduce=lambda value, means=means: next(means), **options))
+    return {name: (found[0][name] + found[1][name]) / 2 for name in found[0]}, [part.metrics for part in parts]
+
+
+@every_aggregation
+def test_gradient_does_not_depend_on_the_number_of_ranks(tiny, aggregation):
+    work = batch(entropy_coef=0.3, seed=1)
+    whole = gradients(tiny, work, aggregation=aggregation)
+    parts = [rows_of(work, torch.arange(4)), rows_of(work, torch.arange(4, 8))]
+    tokens = [[int((part.scored.block_of == k).sum()) for k in range(2)] for part in parts]
+    assert tokens[0][0] != tokens[1][0] and tokens[0][1] != tokens[1][1]  # else a mean of means would do
+    shared, metrics = gradients_over_ranks(tiny, parts, aggregation=aggregation)
+    assert_same(shared, whole)
+    for name in ("entropy", "clip_fraction"):
+        assert metrics[0][name] == metrics[1][name] == pytest.approx(work.metrics[name])
+
+
+@every_aggregation
+def test_mini_batches_are_parts_of_the_whole(tiny, aggregation):
+    """If the policy stood still, the mean of their gradients would be that of the batch."""
+    work = batch()
+    whole = gradients(tiny, work, aggregation=aggregation)
+    made, seen = module(tiny, aggregation=aggregation, optimizer_steps=2), []
+    grads = lambda: {name: p.grad.clone() for name, p in tiny.model.named_parameters()}  # noqa: E731
+    still = SimpleNamespace(step=lambda: seen.append(grads()), zero_grad=tiny.model.zero_grad)
+    made.optimizers = lambda: still
+    made.lr_schedulers = lambda: SimpleNamespace(get_last_lr=lambda: [0.0], step=lambda: None)
+    made.training_step(work, 0)
+    assert len(seen) == 2
+    assert_same({name: (seen[0][name] + seen[1][name]) / 2 for name in whole}, whole)
+
+
+@every_aggregation
+def test_gradient_does_not_depend_on_padding(tiny, aggregation):
     work = batch()
     samples, scored = work.rolled_out()
     wider = replace(
@@ -95,7 +163,7 @@ def test_gradient_does_not_depend_on_padding(tiny):
     padded = batch()
     padded.samples = wider
     padded.scored = replace(scored, block_of=torch.nn.functional.pad(scored.block_of, (0, 5), value=-1))
-    assert_same(gradients(tiny, padded), gradients(tiny, work))
+    assert_same(gradients(tiny, padded, aggregation=aggregation), gradients(tiny, work, aggregation=aggregation))
 
 
 def test_what_stands_in_padding_does_not_matter(tiny):
@@ -134,7 +202,7 @@ def gradients_by_loops(policy, work, temperature=0.8):
     """-sum of w_t A_t log pi_t in plain loops, with the advantages of numbers from their definition."""
     samples, scored = work.rolled_out()
     (numbers,) = work.weighed().numbers
-    d, weights = numbers.decisions, token_weights(scored.block_of, torch.tensor([1.0, 2.0]))
+    d, weights = numbers.decisions, block_mean(scored.block_of, torch.tensor([1.0, 2.0]), torch.ones(2))
     loss = 0.0
     for n in range(len(samples.completion_ids)):
         logits, ids = completion_logits(policy.model, samples, torch.tensor([n]))
@@ -198,6 +266,79 @@ def test_the_first_ratio_is_exactly_one(tiny, monkeypatch):
     gradients(tiny, batch(), micro_batch_size=2, optimizer_steps=2)
     assert all(torch.equal(r, torch.ones_like(r)) for r in ratios[:2])  # the first mini-batch
     assert not any(torch.equal(r, torch.ones_like(r)) for r in ratios[2:])  # the second is off-policy by one step
+
+
+@pytest.mark.parametrize(("clip_high", "expected"), [(None, (0.2, 0.2)), (0.28, (0.2, 0.28))])
+def test_the_upper_clip_is_the_lower_unless_given(tiny, monkeypatch, clip_high, expected):
+    import bae.policy
+
+    clips = []
+    for name in ("blockwise_clipped_loss", "is_clipped"):
+        real = getattr(bae.policy, name)
+        spy = lambda *arguments, real=real: (clips.append(arguments[-2:]), real(*arguments))[1]  # noqa: E731
+        monkeypatch.setattr(bae.policy, name, spy)
+    gradients(tiny, batch(), clip_high=clip_high)
+    assert clips == [expected] * 2
+
+
+def flat(grads):
+    return torch.cat([g.flatten() for g in grads.values()])
+
+
+EVERYONE = torch.arange(8)
+
+
+@every_aggregation
+def test_gradients_of_blocks_are_those_of_the_others_advantages_taken_away(tiny, aggregation):
+    work = batch(entropy_coef=0.3)
+    found = module(tiny, aggregation=aggregation, micro_batch_size=3).block_gradients(work, EVERYONE, 0)
+    assert found.shape == (2, sum(p.numel() for p in tiny.model.parameters()))
+    for k in range(2):
+        alone = batch()
+        alone.weighed().per_block[:, 1 - k] = 0
+        torch.testing.assert_close(
+            found[k], flat(gradients(tiny, alone, aggregation=aggregation)), atol=1e-6, rtol=1e-5
+        )
+
+
+@pytest.mark.parametrize("all_action", [False, True])
+def test_gradients_of_blocks_have_those_of_numbers(tiny, all_action):
+    work = with_numbers(batch(), all_action)
+    made = module(tiny, micro_batch_size=5)
+    found = made.block_gradients(work, EVERYONE, 0)
+    torch.testing.assert_close(found.sum(0), flat(gradients_by_loops(tiny, work)), atol=1e-5, rtol=1e-5)
+    plain = made.block_gradients(batch(), EVERYONE, 0)
+    torch.testing.assert_close(found[0], plain[0], atol=1e-6, rtol=1e-5)  # the numbers are the second block's
+    assert (found[1] - plain[1]).norm() > 0.1 * plain[1].norm()
+
+
+def test_gradients_of_blocks_add_up_over_rows_and_can_be_sketched(tiny):
+    work, made = batch(), module(tiny, optimizer_steps=2)
+    rows = torch.tensor([5, 0, 3])
+    part = made.block_gradients(work, rows, 0)
+    rest = made.block_gradients(work, torch.tensor([1, 2, 4, 6, 7]), 0)
+    whole = made.block_gradients(work, EVERYONE, 0)
+    torch.testing.assert_close(part + rest, whole, atol=1e-6, rtol=1e-5)
+    sketched = made.block_gradients(work, rows, 50)
+    torch.testing.assert_close(sketched, torch.stack([count_sketch(g, 50) for g in part]), atol=1e-6, rtol=1e-4)
+
+
+def test_gradients_of_blocks_leave_no_trace(tiny):
+    work, made = batch(), module(tiny)
+    made.block_gradients(work, EVERYONE, 50)
+    assert all(p.grad is None for p in tiny.model.parameters()) and work.metrics == {} and work.seconds == {}
+    for p in tiny.model.parameters():
+        p.grad = torch.ones_like(p)
+    made.block_gradients(work, EVERYONE, 50)
+    assert all(bool((p.grad == 1).all()) for p in tiny.model.parameters())
+    tiny.model.zero_grad()
+
+
+def test_gradients_of_blocks_under_gradient_checkpointing(tiny):
+    plain = module(tiny).block_gradients(batch(), EVERYONE, 0)
+    tiny.model.gradient_checkpointing_enable({"use_reentrant": False})
+    tiny.model.train()  # transformers does it in training mode alone
+    torch.testing.assert_close(module(tiny).block_gradients(batch(), EVERYONE, 0), plain, atol=1e-6, rtol=1e-5)
 
 
 def test_metrics_of_the_update(tiny):
