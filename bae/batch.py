@@ -7,10 +7,11 @@
 The batch is the only channel between callbacks: each stage fills one field, once, and the next one reads it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from time import perf_counter
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,9 @@ from torch import Tensor
 from bae.blocks import Section
 from bae.numbers import Decisions, Number
 from bae.verifier import Verdict
+
+ANSWER = "answer"
+"""Name of the sections that the verifier checks."""
 
 
 @dataclass(frozen=True)
@@ -31,14 +35,16 @@ class Problem:
 
 @dataclass(frozen=True)
 class Completion:
-    """One completion as objectives see it.
+    """One completion as objectives see it. Where the format has several answers or confidences, they count from 0.
 
     sections: what was read of the format, in order, as far as it was kept to.
     well_formed: K flags.
     verdicts: one for each `answer` section.
-    confidence: the number in the `confidence` section, None if there is none in [0, 1].
+    confidences: the number in each `confidence` section that was begun, None if it is none in [0, 1].
     length: tokens, end of sequence included.
     truncated: the token limit came before the end of sequence.
+    tokens: of each block that was reached, by name; their sum is the length.
+    repeats: one for each `answer` section, whether it is the first answer again, by the verifier.
     """
 
     problem: Problem
@@ -46,14 +52,32 @@ class Completion:
     sections: tuple[Section, ...]
     well_formed: tuple[bool, ...]
     verdicts: tuple[Verdict, ...]
-    confidence: float | None
+    confidences: tuple[float | None, ...]
     length: int
     truncated: bool
+    tokens: Mapping[str, int] = field(default_factory=dict)
+    repeats: tuple[bool, ...] = ()
+
+    def answer(self, which: int = 0) -> str | None:
+        """The text of an answer, None if it was not reached."""
+        answers = [section.content for section in self.sections if section.tag == ANSWER]
+        return answers[which] if which < len(answers) else None
+
+    def is_correct(self, which: int = 0) -> bool:
+        """Whether there is such an answer and the verifier accepts it."""
+        return self.verdicts[which : which + 1] == (Verdict.CORRECT,)
+
+    def stated(self, which: int = 0) -> float | None:
+        """A stated confidence, None if there is none that can be read."""
+        return self.confidences[which] if which < len(self.confidences) else None
 
     @property
     def correct(self) -> bool:
-        """Whether there is a first answer and the verifier accepts it."""
-        return self.verdicts[:1] == (Verdict.CORRECT,)
+        return self.is_correct()
+
+    @property
+    def confidence(self) -> float | None:
+        return self.stated()
 
 
 @dataclass(frozen=True)
@@ -82,7 +106,7 @@ class Scored:
     present: (N, J) bool, whether the objective counts for this completion: its block was reached, and is not
         masked for being malformed. Where it is False the reward is 0 and enters no mean.
     malformed: (N, J) bool, whether the block was reached but is not in form, or gave nothing to score.
-    numbers: where the tokens of each confidence lie, None where it was not begun.
+    numbers: of each completion, where the tokens of each of its confidences lie, as far as they were begun.
     """
 
     completions: list[Completion]
@@ -90,7 +114,7 @@ class Scored:
     rewards: Tensor
     present: Tensor
     malformed: Tensor
-    numbers: Sequence[Number | None] = ()
+    numbers: Sequence[Sequence[Number]] = ()
 
 
 @dataclass(frozen=True)
@@ -132,12 +156,19 @@ class RolloutBatch:
     entropy_coef: float = 0.0  # AdaptiveEntropy
     metrics: dict[str, float] = field(default_factory=dict)  # BlockwiseAdvantages, PolicyModule.training_step
     seconds: dict[str, float] = field(default_factory=dict)  # wall time by stage
+    further: Callable[[int], list[Problem]] | None = None  # round, from 1 -> as many other problems of the split
 
     def rolled_out(self) -> tuple[Samples, Scored]:
         """Samples and scores. Raises RuntimeError if the Rollouts callback has not run."""
         if self.samples is None or self.scored is None:
             raise RuntimeError("the batch has no rollouts: put bae.callbacks.Rollouts before whatever reads them")
         return self.samples, self.scored
+
+    def further_problems(self, number: int) -> list[Problem]:
+        """As many problems as the step has, others for each round; number: from 1."""
+        if self.further is None:
+            raise RuntimeError("the batch has no further problems: bae.datamodule.PromptLoader gives them")
+        return self.further(number)
 
     def weighed(self) -> Advantages:
         """Advantages. Raises RuntimeError if the BlockwiseAdvantages callback has not run."""
@@ -156,3 +187,30 @@ class RolloutBatch:
 def group_index(n: int, group_size: int) -> Tensor:
     """(N,) long: the prompt that each completion belongs to."""
     return torch.arange(n) // group_size
+
+
+def concatenate(parts: Sequence[tuple[Samples, Scored]], pad: int) -> tuple[Samples, Scored]:
+    """Rollouts of several calls as those of one; pad: the id of padding."""
+    samples, scored = zip(*parts, strict=True)
+    ids = lambda name, fill, left=False: _stack([getattr(s, name) for s in samples], fill, left)  # noqa: E731
+    rows = lambda name: torch.cat([getattr(s, name) for s in scored])  # noqa: E731
+    return (
+        Samples(ids("prompt_ids", pad, True), ids("prompt_mask", False, True), ids("completion_ids", pad),
+                ids("completion_mask", False), torch.cat([s.ended for s in samples])),
+        Scored([c for s in scored for c in s.completions], _stack([s.block_of for s in scored], -1), rows("rewards"),
+               rows("present"), rows("malformed"), [n for s in scored for n in s.numbers]),
+    )  # fmt: skip
+
+
+def rows_of(samples: Samples, scored: Scored, rows: Tensor) -> tuple[Samples, Scored]:
+    """The completions `rows`, (R,) long."""
+    pick: Callable[[Any], Any] = lambda x: x[rows] if isinstance(x, Tensor) else [x[n] for n in rows.tolist()]  # noqa: E731
+    each = lambda part: {f.name: pick(getattr(part, f.name)) for f in fields(part)}  # noqa: E731
+    return Samples(**each(samples)), Scored(**each(scored))
+
+
+def _stack(columns: Sequence[Tensor], fill: int, left: bool = False) -> Tensor:
+    """One below the other, each filled up to the widest."""
+    width = max(x.shape[1] for x in columns)
+    gap = lambda x: (width - x.shape[1], 0) if left else (0, width - x.shape[1])  # noqa: E731
+    return torch.cat([torch.nn.functional.pad(x, gap(x), value=fill) for x in columns])

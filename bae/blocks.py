@@ -2,13 +2,27 @@
 
 A block is a run of consecutive tagged sections. The blocks, in order, cut a completion into contiguous pieces
 (paper, section 3): each ends with the closing tag of its last section, the last one reaches to the end. So
-whatever follows `</answer>`, be it `<analysis>` or an early stop, is a decision of the next block.
+whatever follows `</answer>`, be it `<analysis>` or an early stop, is a decision of the next block. A block without
+sections is the rest: all up to the opening tag with which the next block begins, or up to the end.
 """
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import lru_cache
+from itertools import pairwise
+from typing import Any, Literal, get_args
+
+Malformed = Literal["penalise", "mask", "zero"]
+
+
+@dataclass(frozen=True)
+class Tags:
+    """The pair of texts around a section. name: how it is referred to; a format may have it more than once."""
+
+    name: str
+    opening: str
+    closing: str
 
 
 @dataclass(frozen=True)
@@ -16,18 +30,20 @@ class Block:
     """One block of the completion's format.
 
     name: how objectives refer to it.
-    sections: tag names in the order in which they must appear; none means "whatever comes" (last block only).
+    sections: the tags that it must have, in order; none: the rest.
     weight: w_k of the loss.
+    malformed: what its objectives give a completion that spoils it, in the place of what holds for all blocks.
     """
 
     name: str
-    sections: tuple[str, ...]
+    sections: tuple[Tags, ...]
     weight: float = 1.0
+    malformed: Malformed | None = None
 
 
 @dataclass(frozen=True)
 class Section:
-    """The text between one pair of tags. start: its offset in the completion."""
+    """The text between one pair of tags. tag: their name. start: its offset in the completion."""
 
     tag: str
     content: str
@@ -38,9 +54,9 @@ class Section:
 class Spans:
     """Where the K blocks of one completion lie.
 
-    starts: K offsets, the first 0; block k is text[starts[k]:starts[k + 1]], the last found one reaches to the
-        end. A block that was never reached has no entry, so len(starts) <= K.
-    well_formed: K flags; a block is well formed if each of its sections was opened and closed once, in order.
+    starts: offsets, the first 0; block k is text[starts[k]:starts[k + 1]], the last found one reaches to the end. A
+        block that was never reached has no entry, so len(starts) <= K.
+    well_formed: K flags; a block is well formed if each of its sections was opened and closed, in order.
     sections: the sections that were read before the format broke, if it did.
     unfinished: the section in which it broke, up to the next tag or the end; None if it did not break in one.
     """
@@ -51,74 +67,110 @@ class Spans:
     unfinished: Section | None = None
 
 
-def make_blocks(schema: Mapping[str, Iterable[str] | Mapping]) -> tuple[Block, ...]:
-    """Blocks from plain data: {name: [tag, …]} or {name: {sections: [tag, …], weight: w}}.
+def make_blocks(schema: Mapping[str, Iterable | Mapping]) -> tuple[Block, ...]:
+    """Blocks from plain data: {name: [section, …]} or {name: {sections: [section, …], weight: w, malformed: policy}}.
 
-    Raises ValueError for a schema under which blocks could overlap or never end.
+    A section is a word, `answer` for <answer> and </answer>, or {name, opening, closing} for tags of any other form.
+    Raises ValueError for a schema that cannot be read, or under which a block could never end.
     """
     blocks = []
     for name, value in schema.items():
+        where = f"objectives.blocks.{name}"
         options: dict[str, Any] = dict(value) if isinstance(value, Mapping) else {"sections": value}
-        unknown = options.keys() - {"sections", "weight"}
+        unknown = options.keys() - {"sections", "weight", "malformed"}
         if unknown:
+            raise ValueError(f"{where}: unknown option {sorted(unknown)[0]!r}; known: sections, weight, malformed")
+        malformed = options.get("malformed")
+        if malformed is not None:
+            check_malformed(f"{where}.malformed", malformed)
+        sections = tuple(_tags(where, section) for section in options["sections"] or ())
+        blocks.append(Block(name, sections, float(options.get("weight", 1.0)), malformed))
+    if not blocks:
+        raise ValueError("objectives.blocks is empty; name at least one block, e.g. completion: [reasoning, answer]")
+    for block, following in pairwise(blocks):
+        if not block.sections and not following.sections:
             raise ValueError(
-                f"objectives.blocks.{name}: unknown option {sorted(unknown)[0]!r}; known: sections, weight"
+                f"objectives.blocks.{block.name} has no sections, so it ends where {following.name} begins; but "
+                f"{following.name} has none either"
             )
-        blocks.append(Block(name, tuple(options["sections"]), float(options.get("weight", 1.0))))
-    _check(blocks)
     return tuple(blocks)
 
 
-def _check(blocks: Sequence[Block]) -> None:
-    if not blocks:
-        raise ValueError("objectives.blocks is empty; name at least one block, e.g. completion: [reasoning, answer]")
-    owner: dict[str, str] = {}
-    for block in blocks:
-        if not block.sections and block is not blocks[-1]:
-            raise ValueError(f"objectives.blocks.{block.name} has no tags and so never ends; only the last block may")
-        for tag in block.sections:
-            if not re.fullmatch(r"\w+", tag):
-                raise ValueError(f"objectives.blocks.{block.name}: tag {tag!r} is not a word; write it without < and >")
-            if owner.setdefault(tag, block.name) != block.name:
-                raise ValueError(
-                    f"objectives.blocks: tag {tag!r} stands in {owner[tag]} and in {block.name}, so the two overlap; "
-                    "name it in one of them"
-                )
+def check_malformed(where: str, policy: str) -> None:
+    """Raises ValueError for what is no policy for malformed output."""
+    if policy not in get_args(Malformed):
+        raise ValueError(f"{where}={policy}: choose {', '.join(get_args(Malformed))}")
+
+
+def _tags(where: str, section: str | Mapping) -> Tags:
+    if isinstance(section, Mapping):
+        if section.keys() != {"name", "opening", "closing"} or not all(section.values()):
+            raise ValueError(
+                f"{where}: a section is a word, or has a name, an opening and a closing, none of them empty"
+            )
+        return Tags(*(str(section[key]) for key in ("name", "opening", "closing")))
+    if not re.fullmatch(r"\w+", str(section)):
+        raise ValueError(
+            f"{where}: tag {section!r} is not a word; write it without < and >, or as {{name, opening, closing}}"
+        )
+    return Tags(str(section), f"<{section}>", f"</{section}>")
+
+
+def sections_named(blocks: Iterable[Block], name: str) -> list[Tags]:
+    """The sections of that name, in the order in which a completion has them."""
+    return [tags for block in blocks for tags in block.sections if tags.name == name]
+
+
+@lru_cache(maxsize=64)
+def _tag_pattern(blocks: tuple[Block, ...]) -> re.Pattern:
+    texts = {text for block in blocks for tags in block.sections for text in (tags.opening, tags.closing)}
+    longest_first = sorted(texts, key=lambda text: (-len(text), text))  # one tag may begin as another does
+    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
 
 def find_spans(text: str, blocks: Sequence[Block]) -> Spans:
     """Find the blocks by their tags, in one pass, whatever the text.
 
-    The tags of the format must come once each, in order, unnested; any text may stand around the sections. At the
-    first tag that is missing, repeated, nested or out of order, the block in which it was met is malformed and
-    takes the rest of the text; later blocks are then absent.
+    The tags of the format must come exactly as it has them, in order, unnested; any text may stand around the sections.
+    At the first tag that is missing, or that is not the one due, the block in which it was met is malformed and takes
+    the rest of the text; later blocks are then absent.
     """
-    tags = {tag for block in blocks for tag in block.sections}
-    found = list(re.finditer(rf"<(/?)({'|'.join(map(re.escape, tags))})>", text)) if tags else []
+    found = list(_tag_pattern(tuple(blocks)).finditer(text))
     starts, well_formed, sections, used = [0], [], [], 0
     unfinished = None
-    for block in blocks:
-        pairs = [found[i : i + 2] for i in range(used, used + 2 * len(block.sections), 2)]
-        good = 0
-        for tag, pair in zip(block.sections, pairs, strict=True):
-            if not pair or pair[0].groups() != ("", tag):
+    for k, block in enumerate(blocks):
+        last = k == len(blocks) - 1
+        complete = True
+        for tags in block.sections:
+            opening, closing = (found[i] if i < len(found) else None for i in (used, used + 1))
+            if opening is None or opening.group() != tags.opening:
+                complete = False
                 break
-            start = pair[0].end()
-            section = Section(tag, text[start : pair[1].start() if pair[1:] else None], start)
-            if not pair[1:] or pair[1].groups() != ("/", tag):
-                unfinished = section
+            section = Section(tags.name, text[opening.end() : closing.start() if closing else None], opening.end())
+            if closing is None or closing.group() != tags.closing:
+                complete, unfinished = False, section
                 break
             sections.append(section)
-            good += 1
-        used += 2 * good
-        last = block is blocks[-1]
-        complete = good == len(block.sections) and not (last and block.sections and used < len(found))
+            used += 2
+        if last:
+            complete = complete and (used == len(found) or not block.sections)
+        elif complete:
+            end = found[used - 1].end() if block.sections else _begins(found, used, blocks[k + 1])
+            if end is None:
+                complete = False
+            else:
+                starts.append(end)
         well_formed.append(complete)
-        if last or not complete:
+        if not complete:
             break
-        starts.append(found[used - 1].end())
     flags = tuple(well_formed) + (False,) * (len(blocks) - len(well_formed))
     return Spans(tuple(starts), flags, tuple(sections), unfinished)
+
+
+def _begins(found: Sequence[re.Match], used: int, block: Block) -> int | None:
+    """Where the next tag stands, if it is the one with which `block` begins."""
+    due = used < len(found) and found[used].group() == block.sections[0].opening
+    return found[used].start() if due else None
 
 
 def read_section(text: str, tag: str) -> str | None:

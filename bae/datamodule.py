@@ -1,14 +1,17 @@
 """Which problems each step trains on: a pure function of (seed, step, rank)."""
 
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import lightning as L
 import numpy as np
 import torch
 
-from bae.batch import RolloutBatch
+from bae.batch import Problem, RolloutBatch
 from bae.tasks import Task
+
+FURTHER = 2**32 - 6
+"""In the place of an epoch in the seeds of problems outside the order of the steps; no epoch has this number."""
 
 
 def problem_indices(seed: int, step: int, size: int, count: int) -> list[int]:
@@ -46,8 +49,18 @@ class PromptLoader:
             step = self.next_step
             self.next_step += 1
             indices = problem_indices(self.seed, step, self.task.size(self.split), self.prompts * self.world)
-            mine = indices[self.rank * self.prompts : (self.rank + 1) * self.prompts]
-            yield RolloutBatch(step, [self.task.problem(self.split, i) for i in mine], self.group_size)
+            further = partial(self._further, step)
+            yield RolloutBatch(step, self._mine(indices), self.group_size, further=further)
+
+    def _further(self, step: int, number: int) -> list[Problem]:
+        """Drawn apart from the order of the steps; number: from 1."""
+        draw = np.random.default_rng((self.seed, FURTHER, step, number))
+        return self._mine(draw.integers(self.task.size(self.split), size=self.prompts * self.world).tolist())
+
+    def _mine(self, indices: list[int]) -> list[Problem]:
+        """This rank's share of the problems of all."""
+        share = indices[self.rank * self.prompts : (self.rank + 1) * self.prompts]
+        return [self.task.problem(self.split, i) for i in share]
 
     def state_dict(self) -> dict[str, int]:
         return {"next_step": self.next_step}

@@ -12,6 +12,7 @@ from bae.build import RUN_FILE, make, plain, quieten, trained
 if TYPE_CHECKING:
     import pandas
 
+    from bae.evaluation import Summary
     from bae.verifier import Verifier
 
 
@@ -94,10 +95,11 @@ def record(
     from bae.tracking import log_evaluation
 
     client = MlflowClient(tracking_uri)
-    summaries = {}
+    summaries: dict[str, Summary] = {}
     for name, table in tables:
-        summaries[name], files = measure(table, verifier, folder, name, resamples)
-        log_evaluation(client, run_id, name, summaries[name], files)
+        found, files = measure(table, verifier, folder, name, resamples)
+        log_evaluation(client, run_id, found, files)
+        summaries |= found
     print("\n".join(["", *lines(summaries), ""]))
     print(f"samples  {folder}\nrun      {run_id} in {tracking_uri}")
 

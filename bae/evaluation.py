@@ -13,9 +13,9 @@ from bae import figures
 from bae.bootstrap import clustered_bootstrap, iid_bootstrap
 from bae.metrics import reliability_table
 from bae.rollout.pipeline import Pipeline
-from bae.samples import NO_ANSWER, by_prompt, columns, frame, pairs
+from bae.samples import NO_ANSWER, by_attempt, by_prompt, columns, frame, pairs
 from bae.verifier import Verdict, Verifier
-from bae.voting import answer_classes_of_prompts, scaling
+from bae.voting import CONFIDENT, answer_classes_of_prompts, scaling
 
 DRAWS = 2**32 - 2
 """In the place of a step in the seeds of evaluation: no training step has this number."""
@@ -49,7 +49,7 @@ def sample(
             chosen = mine[start : start + at_a_time]
             problems = [pipeline.task.problem(split, i) for i in chosen]
             _, scored, _ = pipeline(problems, [(seed, DRAWS, i) for i in chosen], samples)
-            parts.append(columns(scored.completions))
+            parts.append(columns(scored.completions, pipeline.scorer.attempts))
             bar.update(len(scored.completions))
     return frame(parts)
 
@@ -65,34 +65,44 @@ def summarise(table: pandas.DataFrame, verifier: Verifier, resamples: int = 1000
     outcomes = [verdict.value for verdict in Verdict] + [NO_ANSWER]
     metrics |= {f"outcome/{outcome}": float((table["verdict"] == outcome).mean()) for outcome in outcomes}
     metrics |= {"prompts": float(len(set(every.prompt))), "samples": float(len(table))}
-    return Summary(metrics, _scaling(table, verifier))
+    return Summary(metrics, test_time_scaling(table, verifier))
 
 
-def _scaling(table: pandas.DataFrame, verifier: Verifier) -> dict[str, list[float]]:
+def test_time_scaling(table: pandas.DataFrame, verifier: Verifier) -> dict[str, list[float]]:
+    """`Summary.scaling`; without strategies that need confidences where there are none."""
     answers = [[a if isinstance(a, str) else None for a in samples] for samples in by_prompt(table, "answer")]
     if len({len(samples) for samples in answers}) != 1:
         return {}
     classes = torch.tensor(answer_classes_of_prompts(answers, verifier.equivalent))
     correct = torch.tensor(by_prompt(table, "correct"))
     confidence = torch.tensor(by_prompt(table, "confidence"), dtype=torch.double)
-    return {name: curve.mean(0).tolist() for name, curve in scaling(classes, correct, confidence).items()}
+    curves = scaling(classes, correct, confidence)
+    if confidence.isnan().all():
+        curves = {name: curve for name, curve in curves.items() if name not in CONFIDENT}
+    return {name: curve.mean(0).tolist() for name, curve in curves.items()}
 
 
 def measure(
     table: pandas.DataFrame, verifier: Verifier, folder: Path, name: str, resamples: int = 1000
-) -> tuple[Summary, list[Path]]:
-    """Write `<name>.parquet` (the samples, before anything can go wrong with them), `<name>.json` (the summary) and the
-    figures; the summary, and what was written."""
+) -> tuple[dict[str, Summary], list[Path]]:
+    """Write `<name>.parquet` (the samples, before anything can go wrong with them), `<name>.json` (the summaries) and
+    the figures; the summaries, as `<name>` and, where there are further attempts, `<name>/attempt_2` and so on, and
+    what was written."""
     folder.mkdir(parents=True, exist_ok=True)
     samples, numbers = folder / f"{name}.parquet", folder / f"{name}.json"
     table.to_parquet(samples, index=False)
-    summary = summarise(table, verifier, resamples)
-    numbers.write_text(json.dumps(asdict(summary), indent=1))
-    q, c, _ = pairs(table)
-    drawn = figures.save(figures.reliability({name: reliability_table(q, c)}), folder / f"{name}_reliability")
-    if len(next(iter(summary.scaling.values()), [])) > 1:
-        drawn += figures.save(figures.scaling({name: summary.scaling}), folder / f"{name}_scaling")
-    return summary, [samples, numbers, *drawn]
+    views = {f"{name}/{attempt}".rstrip("/"): view for attempt, view in by_attempt(table).items()}
+    summaries = {title: summarise(view, verifier, resamples) for title, view in views.items()}
+    numbers.write_text(json.dumps({title: asdict(summary) for title, summary in summaries.items()}, indent=1))
+    stated = {title: pairs(view) for title, view in views.items() if view["confidence"].notna().any()}
+    drawn = []
+    if stated:
+        bins = {title: reliability_table(q, c) for title, (q, c, _) in stated.items()}
+        drawn += figures.save(figures.reliability(bins), folder / f"{name}_reliability")
+    curves = {title: s.scaling for title, s in summaries.items() if len(next(iter(s.scaling.values()), [])) > 1}
+    if curves:
+        drawn += figures.save(figures.scaling(curves), folder / f"{name}_scaling")
+    return summaries, [samples, numbers, *drawn]
 
 
 def lines(summaries: dict[str, Summary], shown: Sequence[str] = ("accuracy", "auroc", "ece", "brier")) -> list[str]:

@@ -44,7 +44,7 @@ def fidelity(cfg: DictConfig) -> None:
         baselines = {name: load_baseline(name) for name in cfg.baselines}
         nested.check_nested(baselines, cfg.nested)
         outcome, fallback = make(cfg.outcome), make(cfg.fallback_baseline)
-        if not any(objective.given for objective in pipeline.scorer.objectives):
+        if not any(objective.givens for objective in pipeline.scorer.objectives):
             raise cli.UserError(
                 f"run={cfg.run}: none of its objectives is conditioned on an outcome (`given`), so there is no later "
                 "block to sample again"
@@ -128,7 +128,7 @@ def measured(
     from bae.numbers import Candidates
 
     parts.mkdir(parents=True, exist_ok=True)
-    candidates = Candidates(pipeline.scorer.vocabulary)
+    candidates = Candidates(pipeline.scorer.vocabulary, pipeline.scorer.closing)
     prompts = range(min(cfg.prompts, pipeline.task.size(cfg.split)))
     at_a_time = max(1, 64 // group_size)
     with tqdm(total=len(prompts), desc="measuring", unit="prompt") as bar:

@@ -53,6 +53,8 @@ def scaling(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
     figure, panels = _panels(len(curves), rows=1, height=2.2)
     for (title, strategies), panel in zip(curves.items(), panels[0], strict=True):
         for i, (name, label) in enumerate(STRATEGIES.items()):
+            if name not in strategies:  # those of confidences, where there are none
+                continue
             accuracy = strategies[name]
             n = np.arange(1, len(accuracy) + 1)
             every = [j for j in range(len(n)) if (n[j] & (n[j] - 1)) == 0 or n[j] == len(n)]
@@ -68,19 +70,24 @@ def scaling(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
     return figure
 
 
-def training_curves(histories: Mapping[str, Sequence[Mapping[int, float]]], label: str) -> Figure:
-    """A metric over training: the mean over seeds, and a band from the lowest to the highest.
+def training_curves(
+    histories: Mapping[str, Mapping[str, Sequence[Mapping[int, float]]]], label: str, share_y: bool = False
+) -> Figure:
+    """Metrics over training: the mean over seeds, and a band from the lowest to the highest.
 
-    histories: {method: [{step: value}, one for each seed]}. label: of the vertical axis.
+    histories: {title: {name: [{step: value}, one for each seed]}}; one panel for each title. label: of the vertical
+    axis. share_y: whether panels have one scale.
     """
-    figure, panels = _panels(1, rows=1, height=2.2)
-    for i, (method, seeds) in enumerate(histories.items()):
-        steps = sorted(set.intersection(*(set(seed) for seed in seeds)))
-        values = np.array([[seed[step] for step in steps] for seed in seeds])
-        panels[0][0].plot(steps, values.mean(0), color=COLOURS[i], marker=MARKERS[i], markersize=2.5, linewidth=1,
-                          label=method)  # fmt: skip
-        panels[0][0].fill_between(steps, values.min(0), values.max(0), color=COLOURS[i], alpha=0.2, linewidth=0)
-    panels[0][0].set_xlabel("step", **STYLE)
+    figure, panels = _panels(len(histories), rows=1, height=2.2, share_y=share_y)
+    for (title, curves), panel in zip(histories.items(), panels[0], strict=True):
+        for i, (name, seeds) in enumerate(curves.items()):
+            steps = sorted(set.intersection(*(set(seed) for seed in seeds)))
+            values = np.array([[seed[step] for step in steps] for seed in seeds])
+            panel.plot(steps, values.mean(0), color=COLOURS[i], marker=MARKERS[i], markersize=2.5, linewidth=1,
+                       label=name)  # fmt: skip
+            panel.fill_between(steps, values.min(0), values.max(0), color=COLOURS[i], alpha=0.2, linewidth=0)
+        panel.set_xlabel("step", **STYLE)
+        panel.set_title(title, **STYLE)
     panels[0][0].set_ylabel(label, **STYLE)
     _legend(figure, panels[0][0])
     return figure

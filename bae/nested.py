@@ -67,10 +67,10 @@ def measure(
     again_keys = [(*keys[n // group_size], 1 + n % group_size) for n in range(count)]
     parts: list[pandas.DataFrame] = []
     sketches: dict[str, Tensor] = {}
-    for block in sorted({scorer.block_of_objective[j] for j, o in enumerate(scorer.objectives) if o.given}):
+    for block in sorted({scorer.block_of_objective[j] for j, o in enumerate(scorer.objectives) if o.givens}):
         again = resample(pipeline, owners, samples, scored.block_of, block, rollouts + nested, again_keys)
         for j, objective in enumerate(scorer.objectives):
-            if objective.given is None or scorer.block_of_objective[j] != block:
+            if not objective.givens or scorer.block_of_objective[j] != block:
                 continue
             keep = scored.present[again.rows, j]
             rows = again.rows[keep]

@@ -46,9 +46,15 @@ class Candidates:
     """The C tokens by which a number can go on or end, found once for a tokenizer: digits, points and whitespace, and
     then as much of the closing tag as the token has room for. ids: (C,) long."""
 
-    def __init__(self, vocabulary: Sequence[bytes], tag: str = "confidence"):
-        """vocabulary: `bae.tokens.token_bytes` of the tokenizer."""
-        closing = f"</{tag}>".encode()
+    def __init__(self, vocabulary: Sequence[bytes], closing_tag: str = "</confidence>"):
+        """vocabulary: `bae.tokens.token_bytes` of the tokenizer. closing_tag: what ends a number.
+
+        Raises ValueError for a closing tag that begins as a number goes on.
+        """
+        self.end = closing_tag[0]
+        if self.end in "0123456789. \t\n\r\f\v":
+            raise ValueError(f"closing tag {closing_tag!r} of a stated number: it must not begin as a number goes on")
+        closing = closing_tag.encode()
         rests = [piece.lstrip(b"0123456789. \t\n\r\f\v") for piece in vocabulary]
         agrees = [closing.startswith(rest) or rest.startswith(closing) for rest in rests]
         ids = [i for i, piece in enumerate(vocabulary) if piece and agrees[i]]
@@ -66,9 +72,9 @@ class Candidates:
             for piece in self.pieces:
                 text = state + piece
                 # More digits only make it larger and longer: what cannot be read now never will be.
-                # Nor what stands after a "<", which then began no closing tag.
-                number = None if "<" in state else parse_confidence(text.partition("<")[0])
-                ended = number is None or "<" in text or text[-1].isspace()
+                # Nor what stands after the closing tag's first sign, which then began none.
+                number = None if self.end in state else parse_confidence(text.partition(self.end)[0])
+                ended = number is None or self.end in text or text[-1].isspace()
                 numbers.append(torch.nan if number is None else number)
                 decimals.append(0 if ended else len(text) - text.index(".") - 1)
             self._readings[state] = torch.tensor(numbers, dtype=torch.float64), torch.tensor(decimals, dtype=torch.long)

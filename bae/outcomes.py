@@ -35,17 +35,17 @@ def verdict(completions: Sequence[Completion], given: Tensor, group: Tensor) -> 
 
 def answer_length(completions: Sequence[Completion], given: Tensor, group: Tensor, edges: Sequence[int]) -> Tensor:
     """The given reward, times the bin of the answer's length in characters. edges: where the next bin begins."""
-    lengths = [next((len(s.content.strip()) for s in c.sections if s.tag == "answer"), 0) for c in completions]
-    return _crossed(given, torch.bucketize(torch.tensor(lengths), torch.tensor(list(edges)), right=True))
+    lengths = [len((c.answer() or "").strip()) for c in completions]
+    return crossed(torch.bucketize(torch.tensor(lengths), torch.tensor(list(edges)), right=True), given)
 
 
 def group_accuracy(completions: Sequence[Completion], given: Tensor, group: Tensor, bins: int) -> Tensor:
     """The given reward, times the bin of the group's mean of it, 0 to 1: problems of like difficulty have an outcome in
     common. For a baseline across prompts: inside a group it splits nothing."""
     share = stratified_mean(given, group, torch.ones_like(group, dtype=torch.bool))
-    return _crossed(given, (share * bins).long().clamp(max=bins - 1))
+    return crossed((share * bins).long().clamp(max=bins - 1), given)
 
 
-def _crossed(given: Tensor, bins: Tensor) -> Tensor:
-    """One number for each pair; a function of the pair alone, so that it means the same in every step."""
-    return 1000.0 * bins + given
+def crossed(bins: Tensor, given: Tensor) -> Tensor:
+    """One number for each pair of outcomes; a function of the pair alone, so that it means the same in every step."""
+    return 1000.0 * bins.double() + given

@@ -10,6 +10,8 @@
 | correct | whether the verdict is `correct` |
 | confidence | the stated number in [0, 1], NaN if there is none that can be read |
 | length, truncated | tokens, and whether the limit came before the end of sequence; absent for others' completions |
+
+Where the format has a second answer, `answer_2`, `verdict_2`, `correct_2` and `confidence_2` are about it, and so on.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,20 +31,39 @@ from bae.verifier import Verdict, Verifier
 NO_ANSWER = "none"
 
 
-def columns(completions: Sequence[Completion]) -> dict[str, list]:
-    """The table of this module's docstring, column by column."""
-    return {
+def columns(completions: Sequence[Completion], attempts: Sequence[int] = (0,)) -> dict[str, list]:
+    """The table of this module's docstring, column by column. attempts: `bae.scoring.Scorer.attempts`."""
+    table: dict[str, list] = {
         "prompt": [c.problem.id for c in completions],
         "question": [c.problem.question for c in completions],
         "text": [c.text for c in completions],
-        "answer": [next((s.content for s in c.sections if s.tag == "answer"), None) for c in completions],
         "reference": [c.problem.answer for c in completions],
-        "verdict": [c.verdicts[0].value if c.verdicts else NO_ANSWER for c in completions],
-        "correct": [c.correct for c in completions],
-        "confidence": [c.confidence for c in completions],
-        "length": [c.length for c in completions],
-        "truncated": [c.truncated for c in completions],
     }
+    for attempt, number in enumerate(attempts):
+        table |= {
+            _of(attempt, "answer"): [c.answer(attempt) for c in completions],
+            _of(attempt, "verdict"): [
+                c.verdicts[attempt].value if attempt < len(c.verdicts) else NO_ANSWER for c in completions
+            ],
+            _of(attempt, "correct"): [c.is_correct(attempt) for c in completions],
+            _of(attempt, "confidence"): [None if number < 0 else c.stated(number) for c in completions],
+        }
+    return table | {"length": [c.length for c in completions], "truncated": [c.truncated for c in completions]}
+
+
+def _of(attempt: int, column: str) -> str:
+    return column if attempt == 0 else f"{column}_{attempt + 1}"
+
+
+def by_attempt(table: pandas.DataFrame) -> dict[str, pandas.DataFrame]:
+    """{"": the first answer's table, "attempt_2": that of the second in the same columns, …}."""
+    views, attempt = {"": table}, 1
+    while _of(attempt, "answer") in table:
+        view = table.copy()
+        for column in ("answer", "verdict", "correct", "confidence"):
+            view[column] = table[_of(attempt, column)]
+        views[f"attempt_{attempt + 1}"], attempt = view, attempt + 1
+    return views
 
 
 def read_completions(
@@ -98,7 +119,8 @@ def _verified(pairs: Sequence[tuple[str, str]], verifier: Verifier, at_a_time: i
 def frame(parts: Iterable[Mapping[str, list]]) -> pandas.DataFrame:
     """One table of parts that `columns` made."""
     table = pandas.concat([pandas.DataFrame(part) for part in parts], ignore_index=True)
-    return table.assign(confidence=_floats(table["confidence"]))
+    stated = [column for column in table if str(column).partition("_")[0] == "confidence"]
+    return table.assign(**{column: _floats(table[column]) for column in stated})
 
 
 def merge(tables: Sequence[pandas.DataFrame]) -> pandas.DataFrame:

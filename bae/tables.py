@@ -172,6 +172,7 @@ def _cell(values: Mapping[Any, Any], key: str, plus_minus: str) -> str:
     return text if math.isnan(sem) else f"{text}{plus_minus}{scale * sem:.{digits}f}"
 
 
+Curves = dict[str, list[dict[int, float]]]  # {name: [{step: value}, one for each seed]}
 Drawn = tuple[dict[str, Figure], list[str]]  # {model: figure}, and what is missing
 
 
@@ -202,7 +203,7 @@ def reliability_figure(spec: Mapping[str, Any], evidence: Evidence) -> Drawn:
 
 def training_figure(spec: Mapping[str, Any], evidence: Evidence) -> Drawn:
     """A held-out metric over training, by method."""
-    histories: dict[str, dict[str, list[dict[int, float]]]] = {}
+    histories: dict[str, Curves] = {}
     missing = []
     for method, params in spec["methods"].items():
         found = evidence.by_model(spec, params)
@@ -211,7 +212,25 @@ def training_figure(spec: Mapping[str, Any], evidence: Evidence) -> Drawn:
         for model, runs in found.items():
             histories.setdefault(model, {})[method] = [evidence.history(run, spec["metric"]) for run in runs]
     label = f"{spec['metric'].partition('/')[2]}, held-out"
-    return {model: figures.training_curves(some, label) for model, some in histories.items()}, missing
+    return {model: figures.training_curves({"": some}, label) for model, some in histories.items()}, missing
+
+
+def attempts_figure(spec: Mapping[str, Any], evidence: Evidence) -> Drawn:
+    """Paper, Fig. 3: accuracy of each attempt on held-out problems over training, by each way to choose an answer."""
+    drawn, missing = {}, []
+    for model, runs in evidence.by_model(spec, spec["method"]).items():
+        panels: dict[str, Curves] = {
+            title: {name: [evidence.history(run, metric) for run in runs] for name, metric in curves.items()}
+            for title, curves in spec["panels"].items()
+        }
+        lacking = [title for title, curves in panels.items() if not all(all(seeds) for seeds in curves.values())]
+        missing += [f"{title}, {model}: not logged; {spec['command']}" for title in lacking]
+        if len(lacking) < len(panels):
+            shown = {title: curves for title, curves in panels.items() if title not in lacking}
+            drawn[model] = figures.training_curves(shown, "accuracy, held-out", share_y=True)
+    if not drawn and not missing:
+        missing.append(f"no finished runs; {spec['command']}")
+    return drawn, missing
 
 
 def fidelity_figure(spec: Mapping[str, Any], evidence: Evidence) -> Drawn:
@@ -261,4 +280,5 @@ PLOTS: dict[str, Callable[[Mapping[str, Any], Evidence], Drawn]] = {
     "scaling": scaling_figure,
     "reliability": reliability_figure,
     "training": training_figure,
+    "attempts": attempts_figure,
 }

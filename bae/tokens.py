@@ -9,13 +9,15 @@ import json
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from bae.blocks import Block, Section, Spans, find_spans, parse_confidence
 from bae.numbers import Number
 
 NUMBER = "confidence"
-"""Tag of the section that states a number."""
+"""Name of the sections that state a number."""
 
 NUMBER_BYTES = 16
 """Of a number's text, as many bytes have their tokens told apart; whatever is written, the rest is one piece."""
@@ -58,12 +60,22 @@ def _sentencepiece_bytes(piece: str) -> bytes:
 
 class Located(NamedTuple):
     """text: of one completion. spans: its blocks; offsets in them count bytes. block_of: of each of the len(ids) + 1
-    positions, the last one being the end of sequence. number: the `confidence` section's, None if it was not begun."""
+    positions, the last one being the end of sequence. numbers: of each `confidence` section that was begun."""
 
     text: str
     spans: Spans
     block_of: list[int]
-    number: Number | None
+    numbers: tuple[Number, ...]
+
+
+@lru_cache(maxsize=64)
+def _in_bytes(blocks: tuple[Block, ...]) -> tuple[Block, ...]:
+    """The same blocks for text that has a character for every byte."""
+    latin = lambda text: text.encode().decode("latin-1")  # noqa: E731
+    return tuple(
+        replace(b, sections=tuple(replace(t, opening=latin(t.opening), closing=latin(t.closing)) for t in b.sections))
+        for b in blocks
+    )
 
 
 def locate_blocks(
@@ -78,14 +90,14 @@ def locate_blocks(
     pieces = [vocabulary[i] for i in ids]
     raw = b"".join(pieces)
     # Latin-1 makes one character of every byte, so that offsets in the text are offsets in the bytes.
-    spans = find_spans(raw.decode("latin-1"), blocks)
+    spans = find_spans(raw.decode("latin-1"), _in_bytes(tuple(blocks)))
     offsets = list(itertools.accumulate(map(len, pieces), initial=0))
     block_of = [bisect_right(spans.starts, offset) - 1 for offset in offsets]
     begun = [*spans.sections, *([spans.unfinished] if spans.unfinished else [])]
     drawn = offsets[: len(ids) + ended]
-    number = next((_number(s, s is not spans.unfinished, drawn) for s in begun if s.tag == NUMBER), None)
+    numbers = tuple(_number(s, s is not spans.unfinished, drawn) for s in begun if s.tag == NUMBER)
     sections = tuple(Section(s.tag, _utf8(s.content.encode("latin-1")), s.start) for s in spans.sections)
-    return Located(_utf8(raw), Spans(spans.starts, spans.well_formed, sections), block_of, number)
+    return Located(_utf8(raw), Spans(spans.starts, spans.well_formed, sections), block_of, numbers)
 
 
 def _number(section: Section, closed: bool, offsets: Sequence[int]) -> Number:

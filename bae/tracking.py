@@ -18,6 +18,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag
 
+from bae.voting import metric_name
+
 PARENT_RUN = "BAE_PARENT_RUN"
 """Environment variable by which a sweep tells its jobs, in whatever process they run, whose children they are."""
 
@@ -119,10 +121,10 @@ class MLflowRun(MLFlowLogger):
         if step > self.logged_until:
             self.experiment.log_table(self.run_id, table, f"completions/step_{step:06d}.json")
 
-    def log_evaluation(self, name: str, summary: Any, files: Iterable[Path]) -> None:
+    def log_evaluation(self, summaries: Mapping[str, Any], files: Iterable[Path]) -> None:
         """Log what `log_evaluation` below does, to this run."""
         assert self.run_id is not None  # ranks other than the first do not log
-        log_evaluation(self.experiment, self.run_id, name, summary, files)
+        log_evaluation(self.experiment, self.run_id, summaries, files)
 
     def log_folder(self, folder: Path) -> None:
         """Log a folder under its own name."""
@@ -132,12 +134,14 @@ class MLflowRun(MLFlowLogger):
         self.experiment.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
 
-def log_evaluation(client: MlflowClient, run_id: str, name: str, summary: Any, files: Iterable[Path]) -> None:
-    """Log the metrics of a `bae.evaluation.Summary` as `eval/<name>/…`, test-time scaling with the number of samples
+def log_evaluation(client: MlflowClient, run_id: str, summaries: Mapping[str, Any], files: Iterable[Path]) -> None:
+    """Log the metrics of each `bae.evaluation.Summary` as `eval/<name>/…`, test-time scaling with the number of samples
     in the place of the step, and files as artifacts in `evaluation/`."""
-    values = [(f"eval/{name}/{key}", value, 0) for key, value in summary.metrics.items()]
-    for strategy, curve in summary.scaling.items():
-        values += [(f"eval/{name}/scaling/{strategy.replace('@', '_at_')}", y, n) for n, y in enumerate(curve, 1)]
+    values = []
+    for name, summary in summaries.items():
+        values += [(f"eval/{name}/{key}", value, 0) for key, value in summary.metrics.items()]
+        for strategy, curve in summary.scaling.items():
+            values += [(f"eval/{name}/{metric_name(strategy)}", y, n) for n, y in enumerate(curve, 1)]
     _log(client, run_id, values, files, "evaluation")
 
 

@@ -82,6 +82,13 @@ def check(cfg: DictConfig) -> None:
             "baseline.all_action=true is for one optimiser step a batch: nothing clips it in later ones; set "
             "training.optimizer_steps=1 or baseline.all_action=false"
         )
+    if cfg.baseline._target_ == "bae.baselines.RaoBlackwell":
+        for part, function in cfg.normalisation.items():
+            if function._target_ != "bae.normalisation.none":
+                raise cli.UserError(
+                    f"normalisation.{part}: with rao_blackwell or all_action, numbers get their advantages in the "
+                    "training pass, which divides none; choose normalisation=none"
+                )
     if completions % cfg.training.optimizer_steps:
         raise cli.UserError(
             f"training.optimizer_steps={cfg.training.optimizer_steps} does not divide the {completions} completions "
@@ -89,6 +96,8 @@ def check(cfg: DictConfig) -> None:
         )
     if not 0 < cfg.training.clip < 1:
         raise cli.UserError(f"training.clip={cfg.training.clip}: must lie between 0 and 1")
+    if cfg.training.clip_high is not None and cfg.training.clip_high <= 0:
+        raise cli.UserError(f"training.clip_high={cfg.training.clip_high}: must be above 0, or null")
     if not 0 <= cfg.training.final_lr <= 1:
         raise cli.UserError(f"training.final_lr={cfg.training.final_lr}: a share of lr, from 0 to 1")
     if cfg.training.micro_batch_size < 1:
@@ -112,6 +121,7 @@ def build(cfg: DictConfig, run_id: str | None) -> "tuple[L.Trainer, PolicyModule
         make(cfg.optimizer),
         steps=cfg.steps,
         temperature=cfg.temperature,
+        aggregation=make(cfg.aggregation),
         **plain(cfg.training),
     )
     data = PromptDataModule(task, cfg.steps, cfg.prompts_per_step, cfg.group_size, cfg.seed)

@@ -20,6 +20,10 @@ from torch import Tensor
 _CHUNK = 2**22  # numbers in one tensor of votes, 32 MiB
 
 
+CONFIDENT = ("maxconf", "weighted_maj")
+"""The strategies that need confidences."""
+
+
 def scaling(answer: Tensor, correct: Tensor, confidence: Tensor, orders: int = 32, seed: int = 0) -> dict[str, Tensor]:
     """Each strategy by name: pass@1, pass@k, maj, maxconf, weighted_maj. `orders` and `seed`: see `votes`.
 
@@ -32,6 +36,11 @@ def scaling(answer: Tensor, correct: Tensor, confidence: Tensor, orders: int = 3
         "maxconf": max_confidence(answer, correct, confidence),
         "weighted_maj": votes(answer, correct, _units(confidence), orders, seed),
     }
+
+
+def metric_name(strategy: str) -> str:
+    """What a strategy is called where metrics are logged: MLflow takes no @."""
+    return f"scaling/{strategy.replace('@', '_at_')}"
 
 
 def pass_at_k(correct: Tensor) -> Tensor:

@@ -10,13 +10,14 @@ from bae.baselines import BlockRewards
 from bae.batch import Scored
 from bae.numbers import Candidates, Decisions, find_decisions
 from bae.objectives import Objective
-from bae.outcomes import Outcome
+from bae.outcomes import Outcome, crossed
 from bae.scoring import Scorer, confidences, correctness
 
 
 class ScoreTable(NamedTuple):
-    """Of N completions, group by group. rewards, present, malformed: (N, J), as in Scored. confidence: (N,), NaN where
-    there is none. correct: (N,), 0 or 1. outcome: (N, J), of the prefix, 0 for objectives that condition on none."""
+    """Of N completions, group by group; (N, J) each. rewards, present, malformed: as in Scored. confidence: the number
+    that an objective scores, NaN where there is none. correct: 0 or 1, whether the answer that it is about is right.
+    outcome: of the prefix, 0 for objectives that condition on none."""
 
     rewards: Tensor
     present: Tensor
@@ -29,11 +30,14 @@ class ScoreTable(NamedTuple):
 def score_table(scored: Scored, objectives: Sequence[Objective], outcome: Outcome, group: Tensor) -> ScoreTable:
     """group: (N,) long, the prompt of each completion; groups are whole."""
     names = [objective.name for objective in objectives]
-    outcomes = torch.zeros_like(scored.rewards)
+    columns = lambda each: torch.stack(list(each), 1)  # noqa: E731
+    outcomes = torch.zeros_like(scored.rewards, dtype=torch.double)
     for j, objective in enumerate(objectives):
-        if objective.given is not None:
-            outcomes[:, j] = outcome(scored.completions, scored.rewards[:, names.index(objective.given)], group)
-    confidence, correct = confidences(scored.completions), correctness(scored.completions)
+        for given in objective.givens:
+            fresh = outcome(scored.completions, scored.rewards[:, names.index(given)], group)
+            outcomes[:, j] = crossed(outcomes[:, j], fresh)
+    confidence = columns(confidences(scored.completions, o.number) for o in objectives)
+    correct = columns(correctness(scored.completions, o.answer) for o in objectives)
     return ScoreTable(scored.rewards, scored.present, scored.malformed, confidence, correct, outcomes)
 
 
@@ -50,13 +54,20 @@ def block_rewards(
     rescored = None
     if objective.score is not None:
         outcomes = torch.tensor([0.0, 1.0])
-        rescored = objective.score(table.confidence.unsqueeze(1), outcomes.expand(len(reward), 2))
+        rescored = objective.score(table.confidence[:, j : j + 1], outcomes.expand(len(reward), 2))
         # Malformed output earns what it earns, whatever the outcome.
         rescored = torch.where(
             (table.malformed[:, j] | rescored[:, 0].isnan()).unsqueeze(1), reward.unsqueeze(1), rescored
         )
     return BlockRewards(
-        reward, group, table.outcome[:, j], table.present[:, j], table.correct.long(), rescored, resample, expected
+        reward,
+        group,
+        table.outcome[:, j],
+        table.present[:, j],
+        table.correct[:, j].long(),
+        rescored,
+        resample,
+        expected,
     )
 
 
@@ -74,8 +85,10 @@ def number_decisions(
     """
     objective, present = scorer.objectives[j], scored.present[:, j].tolist()
     assert objective.score is not None
-    numbers = [number if counts else None for number, counts in zip(scored.numbers, present, strict=True)]
+    stated = [row[objective.number] if objective.number < len(row) else None for row in scored.numbers]
+    numbers = [number if counts else None for number, counts in zip(stated, present, strict=True)]
     reports = gather([(number.content, number.value) for number in numbers if number])
     own = sum(map(len, reports[:rank]))
-    return find_decisions(numbers, correctness(scored.completions), objective.score, scorer.spoilt(objective),
-                          candidates, [report for part in reports for report in part], own)  # fmt: skip
+    correct = correctness(scored.completions, objective.answer)
+    return find_decisions(numbers, correct, objective.score, scorer.spoilt(j), candidates,
+                          [report for part in reports for report in part], own)  # fmt: skip

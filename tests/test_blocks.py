@@ -63,12 +63,57 @@ def test_a_block_without_tags_takes_whatever_comes():
     assert spans.starts == (0, len("<answer>1</answer>"))
 
 
+def test_a_block_without_tags_ends_where_the_next_begins():
+    blocks = make_blocks({"free": [], "answer": ["answer"], "confidence": ["confidence"]})
+    text = "so 1 < 2 and <answer>1</answer>, sure: <confidence>0.9</confidence>"
+    spans = find_spans(text, blocks)
+    assert spans.well_formed == (True, True, True)
+    assert spans.starts == (0, text.index("<answer>"), text.index(", sure"))
+    assert find_spans("<answer>1</answer><confidence>1</confidence>", blocks).starts[:2] == (0, 0)  # of no length
+    for broken in ("no end", "hm </answer><answer>1</answer>", "<confidence>0.9</confidence>"):
+        assert find_spans(broken, blocks).well_formed == (False, False, False)
+        assert find_spans(broken, blocks).starts == (0,)
+
+
+def test_a_tag_may_recur():
+    blocks = make_blocks({"first": ["reasoning", "answer"], "second": ["reasoning", "answer"]})
+    twice = SOLUTION + SOLUTION.replace("2", "3")
+    spans = find_spans(twice, blocks)
+    assert spans.starts == (0, len(SOLUTION)) and spans.well_formed == (True, True)
+    assert [s.content for s in spans.sections] == ["1+1", "2", "1+1", "3"]
+    assert [s.start for s in spans.sections] == [
+        twice.index("1+1"),
+        twice.index("2<"),
+        twice.rindex("1+1"),
+        twice.index("3<"),
+    ]
+    assert find_spans(SOLUTION, blocks).well_formed == (True, False)
+    assert find_spans(twice + "<answer>4</answer>", blocks).well_formed == (True, False)
+    assert find_spans("<answer>2</answer>" + twice, blocks).well_formed == (False, False)
+
+
+def test_tags_of_any_form():
+    blocks = make_blocks(
+        {
+            "solution": [{"name": "answer", "opening": "Answer: ", "closing": "\n"}],
+            "confidence": {"sections": [{"name": "confidence", "opening": "Answer: sure ", "closing": "."}]},
+        }
+    )
+    text = "Answer: 2\nAnswer: sure 1."  # one opening tag begins as the other does
+    spans = find_spans(text, blocks)
+    assert spans.well_formed == (True, True) and spans.starts == (0, 10)
+    assert [(s.tag, s.content) for s in spans.sections] == [("answer", "2"), ("confidence", "1")]
+    assert find_spans("x = 3.5\nAnswer: 2\n", blocks).well_formed == (False, False)  # "." is a tag here
+
+
 @pytest.mark.parametrize(
     ("schema", "message"),
     [
         ({}, "empty"),
-        ({"a": ["x"], "b": ["x", "y"]}, "overlap"),
-        ({"a": [], "b": ["x"]}, "never ends"),
+        ({"a": [], "b": [], "c": ["x"]}, "a has no sections"),
+        ({"a": ["x"], "b": {"sections": ["y"], "malformed": "ignore"}}, "b.malformed=ignore: choose penalise"),
+        ({"a": [{"name": "x", "opening": "[["}]}, "a name, an opening and a closing"),
+        ({"a": [{"name": "x", "opening": "", "closing": "]"}]}, "none of them empty"),
         ({"a": ["<x>"]}, "not a word"),
         ({"a": {"sections": ["x"], "wieght": 2}}, "wieght"),
     ],

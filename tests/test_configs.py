@@ -11,11 +11,12 @@ from omegaconf import OmegaConf
 from bae import schema
 from bae.cli import CONF
 
-GROUPS = ["model", "task", "objectives", "baseline", "rollout", "strategy", "callbacks", "logger"]
+GROUPS = ["model", "task", "objectives", "baseline", "outcome", "normalisation", "aggregation", "rollout", "strategy",
+          "callbacks", "logger"]  # fmt: skip
 OPTIONS = [
     (path.parent.relative_to(CONF).as_posix(), path.stem)
     for path in sorted(CONF.rglob("*.yaml"))
-    if path.parent != CONF and not path.stem.startswith("_") and path.parent.name != "report"
+    if path.parent != CONF and not path.stem.startswith("_") and path.parent.name not in ("report", "demonstrations")
 ]
 
 

@@ -69,7 +69,10 @@ def values_of(decisions, vocabulary, n=0):
 
 def test_candidates():
     assert Candidates(MERGED).ids.tolist() == list(range(11))
-    assert Candidates([b"</score>", b"</confidence>"], "score").ids.tolist() == [0]
+    assert Candidates([b"</score>", b"</confidence>"], "</score>").ids.tolist() == [0]
+    assert Candidates([b"5", b"]", b"<", b".5]"], "]]").ids.tolist() == [0, 1, 3]
+    with pytest.raises(ValueError, match="must not begin as a number"):
+        Candidates([b"5"], "\n")
 
 
 # For each decision, what number each piece makes when nobody else has stated any: None where it can be none. A number

@@ -19,7 +19,7 @@ NAMES = {"text": "completion", "reference": "answer", "question": "problem", "mo
 def completion(prompt, answer, verdict, confidence):
     sections = (Section("reasoning", "…"), Section("answer", answer)) if answer else ()
     return Completion(Problem(prompt, "2+3=", "5"), "…", sections, (True, True), (verdict,) if verdict else (),
-                      confidence, 7, False)  # fmt: skip
+                      (confidence,), 7, False)  # fmt: skip
 
 
 def test_a_row_for_each_completion():

@@ -8,11 +8,10 @@ import torch
 
 from bae.batch import Problem, Samples
 from bae.blocks import make_blocks
-from bae.objectives import Objective, check_objectives
+from bae.objectives import Objective, check_objectives, combined
 from bae.objectives.bce import bce
 from bae.objectives.brier import brier
 from bae.objectives.correctness import correctness
-from bae.objectives.rlcr import rlcr
 from bae.scoring import Scorer
 from bae.tokens import token_bytes
 from bae.verifier import IntegerVerifier, Verdict
@@ -100,6 +99,8 @@ def test_tokens_after_the_end_belong_to_no_block():
 
 def test_one_block_and_a_scalar():
     blocks = make_blocks({"completion": ["reasoning", "answer", "analysis", "confidence"]})
+    parts = {"correctness": correctness, "confidence": partial(combined.scored, score=brier)}
+    rlcr = partial(combined.weighted_sum, rewards=parts, weights={"correctness": 1.0, "confidence": 1.0})
     objectives = [Objective("rlcr", "completion", worst=-1.0, reward=rlcr)]
     scored = score([RIGHT + SURE, WRONG + SURE, RIGHT, RIGHT + SURE + SURE], blocks=blocks, objectives=objectives)
     torch.testing.assert_close(scored.rewards[:, 0], torch.tensor([0.99, -0.81, -1.0, -1.0]))
@@ -156,8 +157,8 @@ def test_equal_answers_are_verified_once():
 
 def test_numbers_are_where_they_were_sampled():
     scored = score([RIGHT + SURE, RIGHT, RIGHT + SURE.replace("0.9", "1.7")])
-    number, nothing, unreadable = scored.numbers
-    assert nothing is None and (unreadable.content, unreadable.value) == (b"1.7", None)
+    (number,), nothing, (unreadable,) = scored.numbers
+    assert nothing == () and (unreadable.content, unreadable.value) == (b"1.7", None)
     ids = TOKENIZER(RIGHT + SURE)["input_ids"]
     assert TOKENIZER.decode(ids[number.first : number.first + 4]) == "0.9</confidence>"
     assert (number.content, number.offsets) == (b"0.9", (0, 1, 2, 3))
@@ -165,5 +166,5 @@ def test_numbers_are_where_they_were_sampled():
 
 def test_a_number_that_the_limit_cuts_off_has_no_token_after_it():
     scored = score([RIGHT + "<analysis>short</analysis><confidence>0.9"], ended=False)
-    (number,) = scored.numbers
+    ((number,),) = scored.numbers
     assert number.value is None and number.first + len(number.offsets) == scored.completions[0].length

@@ -123,7 +123,7 @@ def test_a_number_is_found_token_by_token(name):
     table = token_bytes(tokenizer)
     solution = SOLUTION if name == "byte-level" else TINY_SOLUTION
     ids = tokenizer(solution + CONFIDENCE.replace("sure", "short"), add_special_tokens=False)["input_ids"]
-    number = locate_blocks(ids, table, BLOCKS).number
+    number = locate_blocks(ids, table, BLOCKS).numbers[0]
     assert (number.content, number.value) == (b"0.9", 0.9)
     read, prefix = b"", b"".join(table[i] for i in ids[: number.first])
     assert prefix.endswith(b"<confidence>")  # no token of these tokenizers reaches over the tag
@@ -187,7 +187,7 @@ def test_a_number_is_found_whatever_comes_of_it(name, written):
     ids = tokenizer(f"{TINY_SOLUTION}<analysis>short</analysis><confidence>", add_special_tokens=False)["input_ids"]
     opened = len(ids)
     ids += tokenizer(written, add_special_tokens=False)["input_ids"]
-    number = locate_blocks(ids, table, BLOCKS).number
+    number = locate_blocks(ids, table, BLOCKS).numbers[0]
     assert (number.content, number.value, number.first) == (content.encode(), value, opened)
     assert number.offsets[0] == 0 and number.offsets[-1] == len(content.encode())
     check_number(number, ids, table)
@@ -198,7 +198,7 @@ def test_a_number_is_found_whatever_comes_of_it(name, written):
                                   f"{SOLUTION}<analysis>1<confidence>0.9</confidence>"])  # fmt: skip
 def test_no_number_where_none_was_begun_in_its_place(text):
     tokenizer = TOKENIZERS["byte-level"]
-    assert locate_blocks(tokenizer(text)["input_ids"], token_bytes(tokenizer), BLOCKS).number is None
+    assert locate_blocks(tokenizer(text)["input_ids"], token_bytes(tokenizer), BLOCKS).numbers == ()
 
 
 @pytest.mark.parametrize("close", ["</confidence>", "", "<answer>"])
@@ -206,7 +206,7 @@ def test_no_number_where_none_was_begun_in_its_place(text):
 def test_only_the_first_bytes_have_their_tokens_told_apart(text, close):
     table = [bytes([byte]) for byte in range(256)]
     ids = f"{SOLUTION}<analysis></analysis><confidence>{text}{close}".encode()
-    number = locate_blocks(ids, table, BLOCKS).number
+    number = locate_blocks(ids, table, BLOCKS).numbers[0]
     assert number.content == text.encode() and number.offsets == tuple(range(17))
     assert number.value == (0.9 if close == "</confidence>" and text.startswith("0.9") else None)
     check_number(number, ids, table)
@@ -219,11 +219,11 @@ def test_where_the_token_limit_came_first_no_number_ends(written):
     text = f"{TINY_SOLUTION}<analysis>short</analysis><confidence>{written}"
     ids, table = tokenizer(text, add_special_tokens=False)["input_ids"], token_bytes(tokenizer)
     ended, cut = (locate_blocks(ids, table, BLOCKS, ended) for ended in (True, False))
-    assert cut.block_of == ended.block_of and cut.number.value == ended.number.value
+    assert cut.block_of == ended.block_of and cut.numbers[0].value == ended.numbers[0].value
     closed = written.endswith(">")
-    assert cut.number.offsets == (ended.number.offsets if closed else ended.number.offsets[:-1])
-    assert cut.number.first + len(cut.number.offsets) == len(ids)
-    check_number(cut.number, ids, table, ended=False)
+    assert cut.numbers[0].offsets == (ended.numbers[0].offsets if closed else ended.numbers[0].offsets[:-1])
+    assert cut.numbers[0].first + len(cut.numbers[0].offsets) == len(ids)
+    check_number(cut.numbers[0], ids, table, ended=False)
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
@@ -241,7 +241,7 @@ def test_any_ids_may_stand_where_a_number_should(name, data):
     written = data.draw(st.lists(tokens, max_size=24))
     ids = opening + written + data.draw(st.sampled_from([[], closing]))
     ended = data.draw(st.booleans())
-    number = locate_blocks(ids, table, BLOCKS, ended).number
+    number = locate_blocks(ids, table, BLOCKS, ended).numbers[0]
     assert number.first == len(opening)
     check_number(number, ids, table, ended)
 
@@ -258,14 +258,13 @@ def test_tags_and_pieces_in_any_order(name, data):
     pieces.append(pieces[-1][: -len(pieces[-2])])  # all but the last closing tag
     ids = [i for piece in data.draw(st.lists(st.sampled_from(pieces), max_size=8)) for i in piece]
     ids += data.draw(st.lists(st.integers(0, len(tokenizer) - 1), max_size=4))
-    number = locate_blocks(ids, table, BLOCKS).number
-    if number is not None:
+    for number in locate_blocks(ids, table, BLOCKS).numbers:
         check_number(number, ids, table)
 
 
 def test_a_token_that_reaches_over_the_opening_tag():
     """Its bytes are part of the number, but it was drawn before the number began."""
     table = [SOLUTION.encode(), b"<analysis></analysis><confidence>0", b".", b"9", b"</confidence>"]
-    number = locate_blocks([0, 1, 2, 3, 4], table, BLOCKS).number
+    number = locate_blocks([0, 1, 2, 3, 4], table, BLOCKS).numbers[0]
     assert (number.content, number.value, number.first, number.offsets) == (b"0.9", 0.9, 2, (1, 2, 3))
     check_number(number, [0, 1, 2, 3, 4], table)

@@ -1,6 +1,7 @@
 """bae-train as a user meets it: real runs of a few steps, resumed, refused, side by side."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -72,6 +73,7 @@ def test_a_run_is_found_in_mlflow(train, capsys):
     for metric in run.data.metrics:
         prefix, _, name = metric.partition("/")
         name = name.replace("correctness", "<objective>").replace("confidence_brier", "<objective>")
+        name = re.sub(r"(?<=/)(solution|confidence)(?=/|$)", "<block>", name)
         assert f"`{name}`" in documented or f"`{prefix}/{name}`" in documented, f"docs/metrics.md lacks {metric}"
     out = capsys.readouterr().out
     assert "before" in out and "mlflow ui" in out and run.info.run_id in out
@@ -198,7 +200,8 @@ def test_a_finished_run_can_be_made_longer(train):
         (["training.clip=2"], "training.clip=2"),
         (["training.optimizer_steps=3"], "training.optimizer_steps=3 does not divide"),
         (["objectives.malformed=ignore"], "objectives.malformed=ignore"),
-        (["objectives.blocks.confidence.sections=[answer,confidence]"], "overlap"),
+        (["objectives.blocks.confidence.sections=[<answer>]"], "not a word"),
+        (["objectives.blocks.confidence.malformed=ignore"], "choose penalise"),
         (["objectives.rewards.correctness.block=solutoin"], "no such block"),
         (["model.path=/no/such/model"], "model.path=/no/such/model"),
         (["model=pretrained"], "model.path"),

@@ -14,7 +14,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from bae import train
+from bae import normalisation, train
 from bae.baselines import RaoBlackwell, group_mean, leave_one_out, monte_carlo, none, without_self
 from bae.batch import RolloutBatch, Samples
 from bae.callbacks import BlockwiseAdvantages
@@ -32,6 +32,8 @@ SMALL = [
     "callbacks.progress=null", "lr=1e-3", "training.warmup_steps=2", "training.micro_batch_size=6",
 ]  # fmt: skip
 OPTIONS = sorted(path.stem for path in (CONF / "baseline").glob("*.yaml"))
+
+PLAIN = {"objective": normalisation.none, "block": normalisation.none}
 
 
 def call(folder, *arguments):
@@ -102,7 +104,7 @@ def warm():
 
 
 def callback(pipeline, baseline, seed=0):
-    return BlockwiseAdvantages(pipeline, baseline, group_mean, without_self, given_reward, seed)
+    return BlockwiseAdvantages(pipeline, baseline, group_mean, without_self, given_reward, PLAIN, seed)
 
 
 def alone(rank=0):
@@ -168,10 +170,10 @@ def test_nobody_came_so_far(tiny):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["baseline=rao_blackwell", "objectives.malformed=mask"], "objectives.malformed=mask a spoilt number"),
+        (["baseline=rao_blackwell", "objectives.malformed=mask"], "malformed=mask a spoilt number"),
         (
             ["baseline=rao_blackwell", "objectives.rewards.confidence_brier.score=null",
-             "+objectives.rewards.confidence_brier.reward={_target_: bae.objectives.rlcr.rlcr, _partial_: true}"],
+             "+objectives.rewards.confidence_brier.reward={_target_: bae.objectives.form.in_format, _partial_: true}"],
             "objectives.rewards.confidence_brier has no score of a stated number",
         ),
         (["baseline=all_action", "training.optimizer_steps=2"], "baseline.all_action=true is for one optimiser step"),

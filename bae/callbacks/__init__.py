@@ -1,23 +1,31 @@
 """The training step, in order: each callback does one thing to the batch. conf/callbacks/default.yaml lists them."""
 
+from bae.callbacks.block_telemetry import BlockTelemetry
 from bae.callbacks.checkpoints import Checkpoints
+from bae.callbacks.collapse import ConfidenceCollapse
 from bae.callbacks.completions import CompletionTable
+from bae.callbacks.dynamic_sampling import DynamicSampling
 from bae.callbacks.entropy import AdaptiveEntropy
 from bae.callbacks.evaluation import Evaluation
 from bae.callbacks.fidelity import Fidelity
 from bae.callbacks.held_out import HeldOut
+from bae.callbacks.interference import Interference
 from bae.callbacks.progress import ProgressBar
 from bae.callbacks.telemetry import Telemetry
 from bae.callbacks.writers import BlockwiseAdvantages, Rollouts
 
 __all__ = [
     "AdaptiveEntropy",
+    "BlockTelemetry",
     "BlockwiseAdvantages",
     "Checkpoints",
     "CompletionTable",
+    "ConfidenceCollapse",
+    "DynamicSampling",
     "Evaluation",
     "Fidelity",
     "HeldOut",
+    "Interference",
     "ProgressBar",
     "Rollouts",
     "Telemetry",

@@ -32,7 +32,7 @@ class CompletionTable(L.Callback):
         samples, scored = batch.rolled_out()
         scorer = self.pipeline.scorer
         chosen = scored.completions[: self.rows]
-        table = {"step": [batch.step + 1] * len(chosen), **columns(chosen)}
+        table = {"step": [batch.step + 1] * len(chosen), **columns(chosen, scorer.attempts)}
         for k, block in enumerate(scorer.blocks):
             ids = [samples.completion_ids[n][scored.block_of[n] == k] for n in range(len(chosen))]
             table[f"block/{block.name}"] = [self.pipeline.policy.tokenizer.decode(row) for row in ids]

@@ -45,7 +45,7 @@ class Evaluation(L.Callback):
                           trainer.global_rank, trainer.world_size)  # fmt: skip
             table = merge(gather_objects(trainer, part))
             if trainer.is_global_zero:
-                summary, files = measure(table, self.pipeline.task.verifier, self.folder, split)
+                summaries, files = measure(table, self.pipeline.task.verifier, self.folder, split)
                 for logger in trainer.loggers:
                     if hasattr(logger, "log_evaluation"):
-                        logger.log_evaluation(split, summary, files)
+                        logger.log_evaluation(summaries, files)

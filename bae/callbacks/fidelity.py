@@ -54,7 +54,7 @@ class Fidelity(L.Callback):
         self.nested = nested
         self.micro_batch_size = micro_batch_size
         self.seed = seed
-        self.candidates = Candidates(pipeline.scorer.vocabulary)
+        self.candidates = Candidates(pipeline.scorer.vocabulary, pipeline.scorer.closing)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: RolloutBatch, batch_idx: int

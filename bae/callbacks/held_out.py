@@ -1,12 +1,18 @@
 """Calibration on problems that training never sees, before, during and after it."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
+import torch
 
-from bae.batch import RolloutBatch
+from bae.batch import Completion, RolloutBatch
 from bae.callbacks.telemetry import completion_metrics
+from bae.distributed import gather
+from bae.evaluation import test_time_scaling
 from bae.rollout.pipeline import Pipeline
+from bae.samples import by_attempt, columns, frame
+from bae.voting import metric_name
 
 
 class HeldOut(L.Callback):
@@ -43,7 +49,19 @@ class HeldOut(L.Callback):
         problems = [self.pipeline.task.problem(self.split, i) for i in mine]
         # 2 ** 32 - 1 keeps these draws apart from those of every training step.
         _, scored, _ = self.pipeline(problems, [(self.seed, 2**32 - 1, i) for i in mine], self.samples)
-        names = [objective.name for objective in self.pipeline.scorer.objectives]
-        metrics = completion_metrics(trainer, scored, names)
+        metrics = completion_metrics(trainer, scored, self.pipeline.scorer)
+        if self.samples > 1:
+            metrics |= self._votes(trainer, scored.completions)
         for logger in trainer.loggers:
             logger.log_metrics({f"{self.prefix}/{name}": value for name, value in metrics.items()}, step=step)
+
+    def _votes(self, trainer: L.Trainer, completions: Sequence[Completion]) -> dict[str, float]:
+        """Accuracy of each way to choose among all samples of a problem, attempt by attempt."""
+        table = frame([columns(completions, self.pipeline.scorer.attempts)])
+        found = {
+            f"{attempt}/{metric_name(strategy)}".lstrip("/"): curve[-1]
+            for attempt, view in by_attempt(table).items()
+            for strategy, curve in test_time_scaling(view, self.pipeline.task.verifier).items()
+        }
+        means = gather(trainer, torch.tensor(list(found.values())).unsqueeze(0)).mean(0)  # ranks have equal shares
+        return dict(zip(found, means.tolist(), strict=True))

@@ -10,6 +10,7 @@ from bae.batch import RolloutBatch, Scored
 from bae.distributed import gather
 from bae.metrics import calibration
 from bae.rollout.pipeline import Pipeline
+from bae.scoring import Scorer
 from bae.verifier import Verdict
 
 
@@ -17,6 +18,7 @@ class Telemetry(L.Callback):
     """Measures the batch over all ranks, logs it, and shows rewards and ECE on the progress bar."""
 
     def __init__(self, pipeline: Pipeline):
+        self.scorer = pipeline.scorer
         self.objectives = [objective.name for objective in pipeline.scorer.objectives]
 
     def on_train_batch_end(
@@ -25,7 +27,7 @@ class Telemetry(L.Callback):
         samples, scored = batch.rolled_out()
         present = gather(trainer, scored.present)
         advantages = gather(trainer, batch.weighed().per_objective)
-        metrics = completion_metrics(trainer, scored, self.objectives)
+        metrics = completion_metrics(trainer, scored, self.scorer)
         for j, name in enumerate(self.objectives):
             mine = advantages[present[:, j], j]
             metrics[f"advantage_std/{name}"] = mine.std(correction=0).item() if len(mine) else 0.0
@@ -41,17 +43,21 @@ class Telemetry(L.Callback):
         pl_module.log_dict(shown, prog_bar=True, logger=False)
 
 
-def completion_metrics(trainer: L.Trainer, scored: Scored, objectives: list[str]) -> dict[str, float]:
+def completion_metrics(trainer: L.Trainer, scored: Scored, scorer: Scorer) -> dict[str, float]:
     """What there is to say of completions alone, over all ranks; the same in training and on held-out problems."""
-    completions = scored.completions
+    completions, objectives = scored.completions, [objective.name for objective in scorer.objectives]
     column = lambda values: gather(trainer, torch.tensor(values, dtype=torch.double))  # noqa: E731
     share = lambda flags: column(flags).mean().item()  # noqa: E731
-    correct = column([c.correct for c in completions])
-    confidence = column([torch.nan if c.confidence is None else c.confidence for c in completions])
+    judged: dict[str, float] = {}
+    for attempt, number in enumerate(scorer.attempts):
+        correct = column([c.is_correct(attempt) for c in completions])
+        stated = [None if number < 0 else c.stated(number) for c in completions]
+        confidence = column([torch.nan if q is None else q for q in stated])
+        values = {"accuracy": correct.mean(), **(calibration(confidence, correct) if number >= 0 else {})}
+        judged |= {f"{f'attempt_{attempt + 1}/' * (attempt > 0)}{name}": value.item() for name, value in values.items()}
     rewards, present, malformed = (gather(trainer, x) for x in (scored.rewards, scored.present, scored.malformed))
     return {
-        "accuracy": correct.mean().item(),
-        **{name: value.item() for name, value in calibration(confidence, correct).items()},
+        **judged,
         **{f"reward/{name}": _mean(rewards[present[:, j], j]) for j, name in enumerate(objectives)},
         **{f"malformed/{name}": malformed[:, j].float().mean().item() for j, name in enumerate(objectives)},
         "malformed": malformed.any(1).float().mean().item(),

@@ -1,5 +1,6 @@
 """The two callbacks that write on the batch before the training step reads it."""
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -20,9 +21,11 @@ from bae.baselines import (
 from bae.batch import Advantages, NumberAdvantages, RolloutBatch, group_index
 from bae.continuations import resample
 from bae.distributed import gather, gather_objects
+from bae.normalisation import Normalisation
 from bae.numbers import Candidates
 from bae.outcomes import Outcome
 from bae.rollout.pipeline import Pipeline
+from bae.scoring import Scorer
 from bae.weighing import ScoreTable, block_rewards, number_decisions, score_table
 
 REROLLOUTS = 2**32 - 3
@@ -50,6 +53,7 @@ class BlockwiseAdvantages(L.Callback):
     first_block_baseline: for the others.
     fallback_baseline: for completions where either has none.
     outcome: of a prefix; what the baseline of later blocks may condition on.
+    normalisation: what each `objective`'s advantages, and each `block`'s weighted sum of them, are divided by.
     seed: of the draws of a baseline that samples.
     """
 
@@ -60,27 +64,21 @@ class BlockwiseAdvantages(L.Callback):
         first_block_baseline: Baseline,
         fallback_baseline: Baseline,
         outcome: Outcome,
+        normalisation: Mapping[str, Normalisation],
         seed: int,
     ):
         self.pipeline = pipeline
         self.scorer = pipeline.scorer
+        self.normalisation = normalisation
         self.baseline = baseline
         self.first_block_baseline = first_block_baseline
         self.fallback_baseline = fallback_baseline
         self.outcome = outcome
         self.seed = seed
-        self.candidates = Candidates(self.scorer.vocabulary) if isinstance(baseline, RaoBlackwell) else None
-        if self.candidates and self.scorer.malformed == "mask":
-            raise ValueError(
-                "baseline=rao_blackwell: under objectives.malformed=mask a spoilt number has no reward to expect; "
-                "choose penalise or zero"
-            )
-        for objective in self.scorer.objectives:
-            if self.candidates and objective.given and objective.score is None:
-                raise ValueError(
-                    f"baseline=rao_blackwell: objectives.rewards.{objective.name} has no score of a stated number to "
-                    "take the expectation of; choose another baseline"
-                )
+        self.candidates = None
+        if isinstance(baseline, RaoBlackwell):
+            check_rao_blackwell(self.scorer)
+            self.candidates = Candidates(self.scorer.vocabulary, self.scorer.closing)
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: RolloutBatch, batch_idx: int) -> None:
         _, scored = batch.rolled_out()
@@ -94,17 +92,30 @@ class BlockwiseAdvantages(L.Callback):
             for j, objective in enumerate(objectives):
                 resample = partial(self._resample, trainer, batch, j)
                 rewards = block_rewards(objective, j, table, group, resample)
-                baseline = self.first_block_baseline if objective.given is None else self.baseline
+                baseline = self.baseline if objective.givens else self.first_block_baseline
                 baselines[:, j], lacking = with_fallback(baseline, self.fallback_baseline, rewards)
                 alone = stratum_size(outcome_strata(rewards), rewards.present) == 1
                 for name, flags in (("fallback", lacking), ("singleton", alone)):
                     batch.metrics[f"{name}/{objective.name}"] = flags[rewards.present].float().mean().item()
-            first = trainer.global_rank * rows
-            per_objective = advantages(table.rewards, baselines, table.present)[first : first + rows]
-            weights = [objective.weight for objective in objectives]
-            per_block = sum_by_block(per_objective, self.scorer.block_of_objective, weights, len(self.scorer.blocks))
+            per_objective, per_block = self._normalised(
+                advantages(table.rewards, baselines, table.present), table, group
+            )
+            mine = slice(trainer.global_rank * rows, (trainer.global_rank + 1) * rows)
+            per_objective, per_block = per_objective[mine], per_block[mine]
             numbers = self._numbers(trainer, batch, per_objective) if self.candidates else []
             batch.advantages = Advantages(per_objective, per_block, numbers)
+
+    def _normalised(self, per_objective: Tensor, table: ScoreTable, group: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, J) and (N, K), of the whole batch."""
+        scorer = self.scorer
+        for j in range(len(scorer.objectives)):
+            per_objective[:, j] = self.normalisation["objective"](per_objective[:, j], group, table.present[:, j])
+        weights = [objective.weight for objective in scorer.objectives]
+        per_block = sum_by_block(per_objective, scorer.block_of_objective, weights, len(scorer.blocks))
+        for k in range(len(scorer.blocks)):
+            present = table.present[:, torch.tensor(scorer.block_of_objective) == k].any(1)
+            per_block[:, k] = self.normalisation["block"](per_block[:, k], group, present)
+        return per_objective, per_block
 
     def _resample(self, trainer: L.Trainer, batch: RolloutBatch, j: int, rollouts: int) -> Tensor:
         """(N, rollouts) over all ranks, NaN for completions that never reached the block."""
@@ -125,7 +136,7 @@ class BlockwiseAdvantages(L.Callback):
         _, scored = batch.rolled_out()
         found = []
         for j, objective in enumerate(self.scorer.objectives):
-            if objective.given is None or objective.score is None:
+            if not objective.givens or objective.score is None:
                 continue
             everyone = partial(gather_objects, trainer)
             decisions = number_decisions(scored, self.scorer, j, self.candidates, everyone, trainer.global_rank)
@@ -143,3 +154,18 @@ class BlockwiseAdvantages(L.Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         load_state(self.baseline, state["baseline"])
         load_state(self.first_block_baseline, state["first_block_baseline"])
+
+
+def check_rao_blackwell(scorer: Scorer) -> None:
+    """Raises ValueError if there is an objective whose reward cannot be expected over the number that is stated."""
+    for objective, malformed in zip(scorer.objectives, scorer.malformed, strict=True):
+        if objective.givens and objective.score is None:
+            raise ValueError(
+                f"baseline=rao_blackwell: objectives.rewards.{objective.name} has no score of a stated number to "
+                "take the expectation of; choose another baseline"
+            )
+        if objective.givens and malformed == "mask":
+            raise ValueError(
+                f"baseline=rao_blackwell: under malformed=mask a spoilt number has no reward to expect, and "
+                f"objectives.rewards.{objective.name} has that policy; choose penalise or zero"
+            )

@@ -1,7 +1,7 @@
 """Objectives: what a block of a completion is rewarded for. One small file for each reward function or scoring rule.
 
 A reward function is any callable (Completion, …) -> float | None, None meaning "nothing here to score". A scoring rule
-is any callable (q, c, …) on tensors, the reward of stating the confidence q where the first answer is right (c = 1) or
+is any callable (q, c, …) on tensors, the reward of stating the confidence q where an answer is right (c = 1) or
 not (c = 0): what it would have been under the other outcome, or for another number, is then known too, and baselines
 can use that. Yaml names either by `_target_`, so a user's own needs no change here.
 """
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from bae.batch import Completion
-from bae.blocks import Block
+from bae.blocks import Block, sections_named
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,12 @@ class Objective:
     name: as it appears in metrics. block: the block whose tokens it moves.
     worst: the lowest reward there is; what `malformed: penalise` gives.
     reward: the reward function; or else
-    score: the scoring rule of the number in the `confidence` section.
+    score: the scoring rule of a stated number.
+    number, answer: which `confidence` section states it, and which `answer` it is about; both count from 0, for formats
+        that have several.
     weight: factor of its advantage, where several objectives share a block.
-    given: the objective of an earlier block whose reward is the outcome that a conditioned baseline conditions on;
-        None for the first block.
+    given: the objective of an earlier block whose reward is the outcome that a conditioned baseline conditions on, or
+        several; None for the first block.
     """
 
     name: str
@@ -34,7 +36,14 @@ class Objective:
     reward: Callable[[Completion], float | None] | None = None
     score: Callable[[Tensor, Tensor], Tensor] | None = None
     weight: float = 1.0
-    given: str | None = None
+    given: str | Sequence[str] | None = None
+    number: int = 0
+    answer: int = 0
+
+    @property
+    def givens(self) -> tuple[str, ...]:
+        """The objectives whose outcomes a conditioned baseline conditions on; none for the first block."""
+        return () if self.given is None else (self.given,) if isinstance(self.given, str) else tuple(self.given)
 
 
 def check_objectives(objectives: Sequence[Objective], blocks: Sequence[Block]) -> None:
@@ -52,12 +61,16 @@ def check_objectives(objectives: Sequence[Objective], blocks: Sequence[Block]) -
             )
         if objective.block not in order:
             raise ValueError(f"{where}.block={objective.block}: no such block; there are {', '.join(order)}")
-        if objective.given is None:
-            continue
-        if objective.given not in by_name:
-            raise ValueError(f"{where}.given={objective.given}: no such objective; there are {', '.join(by_name)}")
-        if order[by_name[objective.given].block] >= order[objective.block]:
-            raise ValueError(
-                f"{where}.given={objective.given}: it must belong to a block before {objective.block}, or the baseline "
-                "would depend on the very tokens it judges"
-            )
+        if objective.score is not None:
+            for key, tag in (("number", "confidence"), ("answer", "answer")):
+                which, count = getattr(objective, key), len(sections_named(blocks, tag))
+                if not 0 <= which < count:
+                    raise ValueError(f"{where}.{key}={which}: the blocks have {count} sections {tag!r}, counted from 0")
+        for given in objective.givens:
+            if given not in by_name:
+                raise ValueError(f"{where}.given={given}: no such objective; there are {', '.join(by_name)}")
+            if order[by_name[given].block] >= order[objective.block]:
+                raise ValueError(
+                    f"{where}.given={given}: it must belong to a block before {objective.block}, or the baseline "
+                    "would depend on the very tokens it judges"
+                )

@@ -1,0 +1,77 @@
+"""Groups that say something in the place of groups that do not."""
+
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from bae.baselines import outcome_strata, stratified_mean
+from bae.batch import RolloutBatch, Scored, concatenate, group_index, rows_of
+from bae.outcomes import Outcome
+from bae.rollout.pipeline import Pipeline
+from bae.weighing import block_rewards, score_table
+
+
+class DynamicSampling(L.Callback):
+    """Samples further problems, up to `rounds` times as many as the step has, and puts their groups where groups had no
+    signal in any block (see `has_signal`): DAPO's dynamic sampling (arXiv 2503.14476), block by block.
+
+    Stands between Rollouts and BlockwiseAdvantages, and writes `problems`, `samples` and `scored` anew. The batch keeps
+    its size: what cannot be replaced stays. Every rank works for itself. Writes into `metrics`: sampling_rounds, how
+    many there were, the first included, and groups_replaced, the share of the groups.
+
+    outcome: of a prefix, as BlockwiseAdvantages has it. seed: of the draws.
+    """
+
+    def __init__(self, pipeline: Pipeline, outcome: Outcome, rounds: int, seed: int):
+        if rounds < 0:
+            raise ValueError(f"callbacks.dynamic_sampling.rounds={rounds}: must not be negative")
+        self.pipeline = pipeline
+        self.outcome = outcome
+        self.rounds = rounds
+        self.seed = seed
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: RolloutBatch, batch_idx: int) -> None:
+        if self.rounds == 0:
+            return
+        samples, scored = batch.rolled_out()
+        count, size, pad = len(batch.problems), batch.group_size, self.pipeline.policy.tokenizer.pad_token_id
+        problems, signal = list(batch.problems), self._has_signal(scored, size)
+        done = 0
+        while done < self.rounds and int(signal.sum()) < count:
+            done += 1
+            fresh = batch.further_problems(done)
+            first = count * (trainer.world_size * done + trainer.global_rank)
+            keys = [(self.seed, batch.step, first + p) for p in range(count)]
+            more, its_scores, seconds = self.pipeline(fresh, keys, size)
+            for name, value in seconds.items():
+                batch.seconds[name] = batch.seconds.get(name, 0.0) + value
+            problems, signal = problems + fresh, torch.cat([signal, self._has_signal(its_scores, size)])
+            samples, scored = concatenate([(samples, scored), (more, its_scores)], pad)
+        groups = chosen_groups(signal, count)
+        rows = (groups.unsqueeze(1) * size + torch.arange(size)).flatten()
+        batch.samples, batch.scored = rows_of(samples, scored, rows)
+        batch.problems = [problems[p] for p in groups.tolist()]
+        batch.metrics["sampling_rounds"] = 1.0 + done
+        batch.metrics["groups_replaced"] = (groups >= count).double().mean().item()
+
+    def _has_signal(self, scored: Scored, group_size: int) -> Tensor:
+        group = group_index(len(scored.completions), group_size)
+        objectives = self.pipeline.scorer.objectives
+        table = score_table(scored, objectives, self.outcome, group)
+        found = torch.zeros(len(group), dtype=torch.bool)
+        for j, objective in enumerate(objectives):
+            rewards = block_rewards(objective, j, table, group)
+            mean = stratified_mean(rewards.reward, outcome_strata(rewards), rewards.present)
+            found |= rewards.present & (rewards.reward != mean)
+        return found.view(-1, group_size).any(1)
+
+
+def chosen_groups(signal: Tensor, count: int) -> Tensor:
+    """(count,) long, in order: the groups with signal, the first ones first; and groups without where these lack.
+
+    signal: (P,) bool, count <= P.
+    """
+    by_use = torch.cat([signal.nonzero().squeeze(1), (~signal).nonzero().squeeze(1)])
+    return by_use[:count].sort().values

@@ -1,0 +1,19 @@
+"""Rewards of form: keeping to the format, and being brief."""
+
+from bae.batch import Completion
+
+
+def in_format(completion: Completion) -> float:
+    """1 if every block is in form, else 0. Of a block that is not, `malformed` decides before this is asked."""
+    return float(all(completion.well_formed))
+
+
+def brevity(completion: Completion, free: int, limit: int, block: str | None = None) -> float:
+    """0 up to `free` tokens, -1 from `limit` on, linear between: DAPO's soft overlong punishment (arXiv 2503.14476).
+
+    block: the one whose tokens count; None: the whole completion. Raises ValueError unless free < limit.
+    """
+    if not 0 <= free < limit:
+        raise ValueError(f"brevity: free={free} must be below limit={limit}, and not negative")
+    tokens = completion.length if block is None else completion.tokens.get(block, 0)
+    return -min(1.0, max(0.0, (tokens - free) / (limit - free)))
