@@ -44,11 +44,7 @@ def fidelity(cfg: DictConfig) -> None:
         baselines = {name: load_baseline(name) for name in cfg.baselines}
         nested.check_nested(baselines, cfg.nested)
         outcome, fallback = make(cfg.outcome), make(cfg.fallback_baseline)
-        if not any(objective.givens for objective in pipeline.scorer.objectives):
-            raise cli.UserError(
-                f"run={cfg.run}: none of its objectives is conditioned on an outcome (`given`), so there is no later "
-                "block to sample again"
-            )
+        nested.check_conditioned(pipeline.scorer.objectives)
     sizes = sorted({cfg.group_size} if isinstance(cfg.group_size, int) else set(cfg.group_size))
     place = folder / "fidelity" / cfg.split
     parts = place / f"parts_{digest(cfg, folder)}"

@@ -32,6 +32,7 @@ from bae.continuations import resample
 from bae.forward import expected_reward
 from bae.gradients import ALL_ACTION, compare_gradients, sketch_completions, sketch_reference
 from bae.numbers import Candidates
+from bae.objectives import Objective
 from bae.outcomes import Outcome
 from bae.rollout.pipeline import Pipeline
 from bae.weighing import block_rewards, number_decisions, score_table
@@ -146,6 +147,15 @@ def rewards_of(table: pandas.DataFrame, group_size: int) -> BlockRewards:
         resample=drawn,
         expected=column("expected"),
     )
+
+
+def check_conditioned(objectives: Sequence[Objective]) -> None:
+    """Raises ValueError if no objective is conditioned on what came before its block."""
+    if not any(objective.givens for objective in objectives):
+        raise ValueError(
+            "fidelity: none of the objectives is conditioned on an outcome (`given`), so there is no later block to "
+            "sample again"
+        )
 
 
 def check_nested(baselines: Mapping[str, Baseline], nested: int) -> None:

@@ -6,6 +6,7 @@ workers, which import the main module again, start light.
 
 import hashlib
 import json
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -212,9 +213,10 @@ def report(cfg: DictConfig, trainer: "L.Trainer") -> None:
     uri, run_id = absolute(cfg.logger.tracking_uri), logger.run_id
     if cfg.callbacks.held_out:
         print(f"\n{'held-out problems':<20}{'before':>10}{'after':>10}")
-        for name in ("accuracy", "ece", "auroc", "brier", "confidence", "malformed"):
+        for name in ("accuracy", "attempt_2/accuracy", "ece", "auroc", "brier", "confidence", "malformed"):
             values = history(uri, run_id, f"{cfg.callbacks.held_out.prefix}/{name}")
-            print(f"{name:<20}{values[min(values)]:>10.3f}{values[max(values)]:>10.3f}")
+            if values and not all(map(math.isnan, values.values())):  # the format has such a thing
+                print(f"{name:<20}{values[min(values)]:>10.3f}{values[max(values)]:>10.3f}")
     print(f"\npolicy   {Path(cfg.output_folder) / 'policy'}")
     print(f"run      {run_id} in {uri}, experiment {cfg.logger.experiment}")
     print(f"open it  {Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri {uri}")

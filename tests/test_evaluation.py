@@ -173,6 +173,29 @@ def test_a_figure_is_drawn(outputs, figure):
         assert (outputs / "reports" / f"figure{figure}_tiny.{kind}").stat().st_size > 5000
 
 
+def test_two_attempts_are_measured_apart(tmp_path, capsys):
+    outputs = tmp_path / "outputs"
+    call(report, outputs, "figure=3")
+    assert "missing: no finished runs; bae-train -m experiment=two_attempt" in capsys.readouterr().out
+    few = ["steps=2", "group_size=4", "prompts_per_step=4", "callbacks.held_out.prompts=8", "callbacks.held_out.every=1",
+           "callbacks.evaluation.splits=[easy]", "callbacks.evaluation.prompts=8",
+           "callbacks.evaluation.samples=4"]  # fmt: skip
+    call(train, outputs, "experiment=two_attempt", *few)
+    out = capsys.readouterr().out
+    assert "attempt_2/accuracy" in out and "ece" not in out.splitlines()[-1] and "auroc" not in out
+    _, (run,) = runs(outputs)
+    for name in ("val/attempt_2/scaling/maj", "eval/easy/attempt_2/accuracy", "eval/easy/attempt_2/sem/accuracy",
+                 "eval/easy/attempt_2/scaling/pass_at_k", "train/reward/second_attempt"):  # fmt: skip
+        assert 0 <= run.data.metrics[name] <= 1, name
+    assert not any("maxconf" in name for name in run.data.metrics)  # nobody states a confidence
+    folder = Path(run.data.tags["output_folder"]) / "evaluation"
+    table = pandas.read_parquet(folder / "easy.parquet")
+    assert run.data.metrics["eval/easy/attempt_2/accuracy"] == pytest.approx(table["correct_2"].mean())
+    assert (folder / "easy_scaling.png").is_file() and not (folder / "easy_reliability.png").exists()
+    call(report, outputs, "figure=3")
+    assert (outputs / "reports" / "figure3_tiny_two_attempt.png").stat().st_size > 5000
+
+
 def test_a_sweep_leaves_out_what_is_finished(outputs, capsys):
     before = len(runs(outputs)[1])
     call(train, outputs, *TINY, "method=ocb", "seed=1", "skip_finished=true")

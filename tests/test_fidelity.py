@@ -183,7 +183,7 @@ def test_what_cannot_work_is_one_sentence(outputs, run, no_sampling, monkeypatch
 def test_without_a_later_block_there_is_nothing_to_measure(outputs, run, no_sampling, monkeypatch):
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
     call(train, outputs, *SMALL, "objectives=rlvr")
-    with pytest.raises(SystemExit, match="none of its objectives is conditioned on an outcome"):
+    with pytest.raises(SystemExit, match="none of the objectives is conditioned on an outcome"):
         call(fidelity, outputs, f"run={newest(outputs)}")
 
 

@@ -9,7 +9,7 @@ from pandas import DataFrame
 from bae.baselines import Baseline
 from bae.batch import RolloutBatch
 from bae.distributed import gather_objects
-from bae.nested import check_nested, compare, measure
+from bae.nested import check_conditioned, check_nested, compare, measure
 from bae.numbers import Candidates
 from bae.outcomes import Outcome
 from bae.rollout.pipeline import Pipeline
@@ -41,6 +41,7 @@ class Fidelity(L.Callback):
         micro_batch_size: int,
         seed: int,
     ):
+        check_conditioned(pipeline.scorer.objectives)
         check_nested(baselines, nested)
         self.pipeline = pipeline
         self.baselines = baselines

@@ -1,5 +1,6 @@
 """Every `train/`, `time/` and `perf/` metric. What each one means: docs/metrics.md."""
 
+import math
 from typing import Any
 
 import lightning as L
@@ -39,7 +40,9 @@ class Telemetry(L.Callback):
         logged["perf/tokens_per_second"] = tokens / sum(batch.seconds.values())
         for logger in trainer.loggers:
             logger.log_metrics(logged, step=batch.step + 1)
-        shown = {name: metrics[f"reward/{name}"] for name in self.objectives} | {"ece": metrics["ece"]}
+        shown = {name: metrics[f"reward/{name}"] for name in self.objectives}
+        if not math.isnan(metrics["ece"]):  # the format has a confidence
+            shown["ece"] = metrics["ece"]
         pl_module.log_dict(shown, prog_bar=True, logger=False)
 
 
