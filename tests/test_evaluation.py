@@ -177,8 +177,8 @@ def test_two_attempts_are_measured_apart(tmp_path, capsys):
     outputs = tmp_path / "outputs"
     call(report, outputs, "figure=3")
     assert "missing: no finished runs; bae-train -m experiment=two_attempt" in capsys.readouterr().out
-    few = ["steps=2", "group_size=4", "prompts_per_step=4", "callbacks.held_out.prompts=8", "callbacks.held_out.every=1",
-           "callbacks.evaluation.splits=[easy]", "callbacks.evaluation.prompts=8",
+    few = ["steps=2", "group_size=4", "prompts_per_step=4", "callbacks.held_out.prompts=8",
+           "callbacks.held_out.every=1", "callbacks.evaluation.splits=[easy]", "callbacks.evaluation.prompts=8",
            "callbacks.evaluation.samples=4"]  # fmt: skip
     call(train, outputs, "experiment=two_attempt", *few)
     out = capsys.readouterr().out
