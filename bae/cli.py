@@ -77,6 +77,13 @@ def _environment(name: str, value: str | None) -> Iterator[None]:
             os.environ[name] = before
 
 
+def options(group: str) -> list[str]:
+    """The options of a config group: of conf/, and of folders that the user added to it."""
+    from hydra.core.global_hydra import GlobalHydra
+
+    return GlobalHydra.instance().config_loader().get_group_options(group)
+
+
 def choice(group: str) -> str:
     """The option that was chosen of a config group."""
     from hydra.core.hydra_config import HydraConfig

@@ -93,8 +93,8 @@ def check(cfg: DictConfig) -> None:
 
 
 def load_baseline(name: str) -> "Baseline":
-    """conf/baseline/<name>.yaml. Raises UserError."""
-    known = sorted(path.stem for path in (cli.CONF / "baseline").glob("*.yaml"))
+    """An option of the group `baseline`. Raises UserError if there is none of that name."""
+    known = cli.options("baseline")
     if name not in known:
         raise cli.UserError(f"baselines: no baseline {name}; there are {', '.join(known)}")
     return make(hydra.compose(f"baseline/{name}")["baseline"])

@@ -124,7 +124,9 @@ class Scorer:
 def _values(objective: Objective, completions: Sequence[Completion]) -> Tensor:
     """(N,): the reward of each completion, NaN where there is nothing to score."""
     if objective.score is not None:
-        return objective.score(confidences(completions, objective.number), correctness(completions, objective.answer))
+        q = confidences(completions, objective.number)
+        # A score may well make a number of NaN, by a comparison or a clamp.
+        return torch.where(q.isnan(), torch.nan, objective.score(q, correctness(completions, objective.answer)))
     assert objective.reward is not None  # check_objectives
     rewards = map(objective.reward, completions)
     return torch.tensor([torch.nan if reward is None else reward for reward in rewards])

@@ -163,7 +163,9 @@ def ranks_of_one_job(cfg: DictConfig) -> Iterator[None]:
 
     command, environment = sys.argv, dict(os.environ)
     if HydraConfig.get().mode == RunMode.MULTIRUN:
-        sys.argv = [command[0], *HydraConfig.get().overrides.task, f"output_folder={cfg.output_folder}"]
+        composed = HydraConfig.get()
+        folders = [f"--config-dir={s.path}" for s in composed.runtime.config_sources if s.provider == "command-line"]
+        sys.argv = [command[0], *folders, *composed.overrides.task, f"output_folder={cfg.output_folder}"]
     try:
         yield
     finally:

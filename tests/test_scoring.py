@@ -168,3 +168,10 @@ def test_a_number_that_the_limit_cuts_off_has_no_token_after_it():
     scored = score([RIGHT + "<analysis>short</analysis><confidence>0.9"], ended=False)
     ((number,),) = scored.numbers
     assert number.value is None and number.first + len(number.offsets) == scored.completions[0].length
+
+
+def test_what_cannot_be_read_has_no_score_whatever_the_rule_makes_of_it():
+    rule = lambda q, c: (q >= 0.5) * (c - 0.5)  # noqa: E731 - a comparison with NaN is False
+    objectives = [Objective("acting", "confidence", worst=-0.5, score=rule)]
+    scored = score([RIGHT + SURE, RIGHT + SURE.replace("0.9", "1.7")], objectives=objectives)
+    assert scored.rewards[:, 0].tolist() == [0.5, -0.5] and scored.malformed[:, 0].tolist() == [False, True]
