@@ -114,7 +114,7 @@ def sets(outcome: Tensor, stratum_size: Tensor, names: Mapping[float, str] | Non
     """
     chosen = {"all": torch.ones_like(outcome, dtype=torch.bool)}
     for value in outcome.unique().tolist():
-        chosen[(names or {}).get(value, f"outcome={value:g}")] = outcome == value
+        chosen[(names or {}).get(value, f"outcome={value:.15g}")] = outcome == value
     for low, high in SIZES:
         label = f"{low}+" if high is None else str(low) if low == high else f"{low}-{high}"
         inside = (stratum_size >= low) & (stratum_size <= (high or torch.inf))

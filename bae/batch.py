@@ -43,7 +43,7 @@ class Completion:
     confidences: the number in each `confidence` section that was begun, None if it is none in [0, 1].
     length: tokens, end of sequence included.
     truncated: the token limit came before the end of sequence.
-    tokens: of each block that was reached, by name; their sum is the length.
+    tokens: of each block, by name; their sum is the length.
     repeats: one for each `answer` section, whether it is the first answer again, by the verifier.
     """
 

@@ -140,7 +140,7 @@ def rewards_of(table: pandas.DataFrame, group_size: int) -> BlockRewards:
     return BlockRewards(
         reward=column("reward"),
         group=group * (1 + int(sample.max())) + sample // group_size,
-        outcome=column("outcome"),
+        outcome=torch.from_numpy(table["outcome"].to_numpy(dtype="float64", copy=True)),
         present=torch.ones(len(table), dtype=torch.bool),
         correct=column("correct").long(),
         rescored=None if rescored.isnan().any() else rescored,
@@ -285,7 +285,7 @@ def errors_of(
     for (objective, size), each in values.items():
         part = table[table["objective"] == objective]
         reference = _matrix(part["rollouts"]).mean(1)
-        outcome = torch.from_numpy(part["outcome"].to_numpy(dtype="float32", copy=True))
+        outcome = torch.from_numpy(part["outcome"].to_numpy(dtype="float64", copy=True))
         of_size = results[(results["objective"] == objective) & (results["group_size"] == size)]
         rmse = of_size.set_index(["set", "baseline"])["rmse"]
         by_outcome = sets(outcome, torch.zeros_like(outcome), names_of(outcome))

@@ -47,7 +47,8 @@ class Scorer:
         """Of each answer of the format, the first one always among them, which confidence is about it; -1 for none."""
         count = max(1, len(sections_named(self.blocks, ANSWER)))
         about = {objective.answer: objective.number for objective in self.objectives if objective.score is not None}
-        return tuple(about.get(attempt, 0 if attempt == 0 else -1) for attempt in range(count))
+        spare = -1 if 0 in about.values() else 0  # the first number is about the first answer, unless about another
+        return tuple(about.get(attempt, spare if attempt == 0 else -1) for attempt in range(count))
 
     @property
     def closing(self) -> str:
@@ -67,7 +68,8 @@ class Scorer:
             block_of[n, :length] = torch.tensor(positions)
             numbers.append(located.numbers)
             stated = tuple(number.value for number in located.numbers)
-            tokens = {self.blocks[k].name: count for k, count in sorted(Counter(positions).items())}
+            counts = Counter(positions)
+            tokens = {block.name: counts[k] for k, block in enumerate(self.blocks)}
             completions.append(Completion(problem, located.text, spans.sections, spans.well_formed, (), stated, length,
                                           not ended, tokens))  # fmt: skip
         completions = self._verified(completions)

@@ -10,8 +10,11 @@ from bae.baselines import BlockRewards
 from bae.batch import Scored
 from bae.numbers import Candidates, Decisions, find_decisions
 from bae.objectives import Objective
-from bae.outcomes import Outcome, crossed
+from bae.outcomes import Outcome
 from bae.scoring import Scorer, confidences, correctness
+
+APART = 1e6
+"""Of several outcomes of a prefix, the factor between one and the next; above any that bae.outcomes makes."""
 
 
 class ScoreTable(NamedTuple):
@@ -35,7 +38,7 @@ def score_table(scored: Scored, objectives: Sequence[Objective], outcome: Outcom
     for j, objective in enumerate(objectives):
         for given in objective.givens:
             fresh = outcome(scored.completions, scored.rewards[:, names.index(given)], group)
-            outcomes[:, j] = crossed(outcomes[:, j], fresh)
+            outcomes[:, j] = APART * outcomes[:, j] + fresh
     confidence = columns(confidences(scored.completions, o.number) for o in objectives)
     correct = columns(correctness(scored.completions, o.answer) for o in objectives)
     return ScoreTable(scored.rewards, scored.present, scored.malformed, confidence, correct, outcomes)

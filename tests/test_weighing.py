@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bae.agreement import sets
 from bae.baselines import outcome_conditioned
 from bae.batch import group_index
 from bae.blocks import make_blocks
@@ -138,3 +139,21 @@ def test_reports_are_gathered_over_ranks():
         assert mine.position.equal(everyone.position[rows, :width]) and mine.final.equal(everyone.final[rows])
         assert mine.value.equal(everyone.value[rows, :width])
     assert [len(part) for part in sent] == [2, 2]
+
+
+def test_outcomes_that_are_large_numbers_stay_apart():
+    rows = [(0.0, 0.0), (0.0, 1.0), (0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (0.0, 0.0), (0.0, 0.0), (0.0, 0.0)]
+    objectives = [objective("a"), objective("b"), objective("c", ["a", "b"])]
+    scored = scored_with([(*row, 0.0) for row in rows])
+    outcome, group = partial(group_accuracy, bins=2), group_index(8, 4)
+    both = score_table(scored, objectives, outcome, group).outcome[:, 2]
+    each = [outcome(scored.completions, scored.rewards[:, j], group).tolist() for j in (0, 1)]
+    pairs = list(zip(*each, strict=True))
+    for n in range(8):
+        for m in range(8):
+            assert (both[n] == both[m]) == (pairs[n] == pairs[m]), (n, m)
+
+
+def test_outcomes_that_are_large_numbers_have_names_of_their_own():
+    outcome = torch.tensor([1001000.0, 1001001.0], dtype=torch.double)
+    assert len([name for name in sets(outcome, torch.ones(2)) if name.startswith("outcome")]) == 2

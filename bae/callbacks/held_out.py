@@ -4,14 +4,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
-import torch
 
 from bae.batch import Completion, RolloutBatch
 from bae.callbacks.telemetry import completion_metrics
-from bae.distributed import gather
+from bae.distributed import gather_objects
 from bae.evaluation import test_time_scaling
 from bae.rollout.pipeline import Pipeline
-from bae.samples import by_attempt, columns, frame
+from bae.samples import by_attempt, columns, frame, merge
 from bae.voting import metric_name
 
 
@@ -57,11 +56,10 @@ class HeldOut(L.Callback):
 
     def _votes(self, trainer: L.Trainer, completions: Sequence[Completion]) -> dict[str, float]:
         """Accuracy of each way to choose among all samples of a problem, attempt by attempt."""
-        table = frame([columns(completions, self.pipeline.scorer.attempts)])
-        found = {
+        mine = frame([columns(completions, self.pipeline.scorer.attempts)])
+        table = merge(gather_objects(trainer, mine))  # of all: which strategies there are depends on what was stated
+        return {
             f"{attempt}/{metric_name(strategy)}".lstrip("/"): curve[-1]
             for attempt, view in by_attempt(table).items()
             for strategy, curve in test_time_scaling(view, self.pipeline.task.verifier).items()
         }
-        means = gather(trainer, torch.tensor(list(found.values())).unsqueeze(0)).mean(0)  # ranks have equal shares
-        return dict(zip(found, means.tolist(), strict=True))

@@ -41,7 +41,7 @@ class Telemetry(L.Callback):
         for logger in trainer.loggers:
             logger.log_metrics(logged, step=batch.step + 1)
         shown = {name: metrics[f"reward/{name}"] for name in self.objectives}
-        if not math.isnan(metrics["ece"]):  # the format has a confidence
+        if not math.isnan(metrics.get("ece", math.nan)):  # the format has a confidence
             shown["ece"] = metrics["ece"]
         pl_module.log_dict(shown, prog_bar=True, logger=False)
 

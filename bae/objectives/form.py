@@ -11,9 +11,12 @@ def in_format(completion: Completion) -> float:
 def brevity(completion: Completion, free: int, limit: int, block: str | None = None) -> float:
     """0 up to `free` tokens, -1 from `limit` on, linear between: DAPO's soft overlong punishment (arXiv 2503.14476).
 
-    block: the one whose tokens count; None: the whole completion. Raises ValueError unless free < limit.
+    block: the one whose tokens count; None: the whole completion. Raises ValueError unless free < limit, and for a
+    block that is not there.
     """
+    if block is not None and block not in completion.tokens:
+        raise ValueError(f"brevity: block={block}: no such block; there are {', '.join(completion.tokens)}")
     if not 0 <= free < limit:
         raise ValueError(f"brevity: free={free} must be below limit={limit}, and not negative")
-    tokens = completion.length if block is None else completion.tokens.get(block, 0)
+    tokens = completion.length if block is None else completion.tokens[block]
     return -min(1.0, max(0.0, (tokens - free) / (limit - free)))
