@@ -18,7 +18,11 @@ Malformed = Literal["penalise", "mask", "zero"]
 
 @dataclass(frozen=True)
 class Tags:
-    """The pair of texts around a section. name: how it is referred to; a format may have it more than once."""
+    """The pair of texts around a section. name: how it is referred to; a format may have it more than once.
+
+    A closing tag of one's own form counts only where it is due, so that it may be a line's end or a bracket; one like
+    </answer> counts everywhere, and spoils the format where it is not due.
+    """
 
     name: str
     opening: str
@@ -85,6 +89,14 @@ def make_blocks(schema: Mapping[str, Iterable | Mapping]) -> tuple[Block, ...]:
             check_malformed(f"{where}.malformed", malformed)
         sections = tuple(_tags(where, section) for section in options["sections"] or ())
         blocks.append(Block(name, sections, float(options.get("weight", 1.0)), malformed))
+    closings: dict[str, str] = {}
+    for block in blocks:
+        for tags in block.sections:
+            if closings.setdefault(tags.opening, tags.closing) != tags.closing:
+                raise ValueError(
+                    f"objectives.blocks.{block.name}: sections that open with {tags.opening!r} close with "
+                    f"{tags.closing!r} and with {closings[tags.opening]!r}; choose one"
+                )
     if not blocks:
         raise ValueError("objectives.blocks is empty; name at least one block, e.g. completion: [reasoning, answer]")
     for block, following in pairwise(blocks):
@@ -121,9 +133,23 @@ def sections_named(blocks: Iterable[Block], name: str) -> list[Tags]:
     return [tags for block in blocks for tags in block.sections if tags.name == name]
 
 
-@lru_cache(maxsize=64)
-def _tag_pattern(blocks: tuple[Block, ...]) -> re.Pattern:
-    texts = {text for block in blocks for tags in block.sections for text in (tags.opening, tags.closing)}
+def _find_tags(text: str, blocks: tuple[Block, ...]) -> list[re.Match]:
+    """Every tag that counts where it stands, in order."""
+    closing = {tags.opening: tags.closing for block in blocks for tags in block.sections}
+    found: list[re.Match] = []
+    place, due = 0, ""
+    while match := _tag_pattern(blocks, due).search(text, place):
+        found.append(match)
+        place, due = match.end(), "" if due else closing.get(match.group(), "")
+    return found
+
+
+@lru_cache(maxsize=256)
+def _tag_pattern(blocks: tuple[Block, ...], due: str) -> re.Pattern:
+    """The tags that count inside a section that `due` closes; outside of all, where it is empty."""
+    sections = [tags for block in blocks for tags in block.sections]
+    texts = {tags.opening for tags in sections} | {due} - {""}
+    texts |= {tags.closing for tags in sections if tags.closing == f"</{tags.name}>"}
     longest_first = sorted(texts, key=lambda text: (-len(text), text))  # one tag may begin as another does
     return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
@@ -135,7 +161,7 @@ def find_spans(text: str, blocks: Sequence[Block]) -> Spans:
     At the first tag that is missing, or that is not the one due, the block in which it was met is malformed and takes
     the rest of the text; later blocks are then absent.
     """
-    found = list(_tag_pattern(tuple(blocks)).finditer(text))
+    found = _find_tags(text, tuple(blocks))
     starts, well_formed, sections, used = [0], [], [], 0
     unfinished = None
     for k, block in enumerate(blocks):

@@ -103,7 +103,10 @@ def test_tags_of_any_form():
     spans = find_spans(text, blocks)
     assert spans.well_formed == (True, True) and spans.starts == (0, 10)
     assert [(s.tag, s.content) for s in spans.sections] == [("answer", "2"), ("confidence", "1")]
-    assert find_spans("x = 3.5\nAnswer: 2\n", blocks).well_formed == (False, False)  # "." is a tag here
+    plain = find_spans("x = 3.5\nor so. Answer: 2\nand.\nAnswer: sure .5.\n.", blocks)  # "." and "\n" where none is due
+    assert plain.well_formed == (True, True) and [s.content for s in plain.sections] == ["2", ""]
+    plain = find_spans("x = 3.5\nor so. Answer: 2\nand.\nAnswer: sure 1.\n.", blocks)
+    assert plain.well_formed == (True, True) and [s.content for s in plain.sections] == ["2", "1"]
 
 
 @pytest.mark.parametrize(
@@ -114,6 +117,7 @@ def test_tags_of_any_form():
         ({"a": ["x"], "b": {"sections": ["y"], "malformed": "ignore"}}, "b.malformed=ignore: choose penalise"),
         ({"a": [{"name": "x", "opening": "[["}]}, "a name, an opening and a closing"),
         ({"a": [{"name": "x", "opening": "", "closing": "]"}]}, "none of them empty"),
+        ({"a": ["x", {"name": "y", "opening": "<x>", "closing": "]"}]}, "close with ']' and with '</x>'"),
         ({"a": ["<x>"]}, "not a word"),
         ({"a": {"sections": ["x"], "wieght": 2}}, "wieght"),
     ],

@@ -353,11 +353,17 @@ def read_slowly(raw, blocks):
 
     sections: (name, content, where it starts). unfinished: the same, of the section in which the format broke.
     """
-    tags = [text.encode() for text in tags_in_order(blocks)]
-    seen, place = [], 0
+    pairs = {tags.opening.encode(): tags.closing.encode() for block in blocks for tags in block.sections}
+    words = {closing for opening, closing in pairs.items() if closing == b"</" + opening[1:]}
+    seen, place, inside = [], 0, None
     while place < len(raw):
+        tags = {*pairs, *words} | (
+            {inside} if inside else set()
+        )  # closing tags of other forms count where they are due
         here = max((tag for tag in tags if raw.startswith(tag, place)), key=len, default=b"")
-        seen += [(place, here)] if here else []
+        if here:
+            seen.append((place, here))
+            inside = None if inside else pairs.get(here)
         place += max(1, len(here))
     due = [[tag.encode() for tags in b.sections for tag in (tags.opening, tags.closing)] for b in blocks]
     names = [[tags.name for tags in b.sections for _ in range(2)] for b in blocks]
