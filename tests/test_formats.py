@@ -348,6 +348,11 @@ def test_what_has_no_number_to_expect_is_refused(tiny):
         check_rao_blackwell(pipeline_of(tiny, masked, objectives).scorer)
     check_rao_blackwell(pipeline_of(tiny, make_blocks({"a": {"sections": ["answer"], "malformed": "mask"},
                                                        "b": ["confidence"]}), objectives).scorer)  # fmt: skip
+    other = {"name": "confidence", "opening": "[", "closing": "]"}
+    twice = make_blocks({"a": ["answer"], "b": ["confidence", other]})
+    objectives = [Objective("c", "a", 0.0, reward=correctness), Objective("q", "b", -1.0, score=brier, given="c")]
+    with pytest.raises(ValueError, match="close with </confidence> and ]; let them close alike"):
+        check_rao_blackwell(pipeline_of(tiny, twice, objectives).scorer)
 
 
 # Nested rollouts.

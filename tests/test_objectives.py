@@ -203,6 +203,8 @@ def test_in_format():
     assert in_format(completion(well_formed=(True, True))) == 1.0
     assert in_format(completion(well_formed=(True, False))) == 0.0
     assert in_format(completion(well_formed=(False,))) == 0.0
+    assert in_format(completion(confidences=(0.9, None))) == 0.0  # tags alone do not make a number
+    assert in_format(completion(confidences=())) == 1.0
 
 
 @pytest.mark.parametrize(

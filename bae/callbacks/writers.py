@@ -19,6 +19,7 @@ from bae.baselines import (
     with_fallback,
 )
 from bae.batch import Advantages, NumberAdvantages, RolloutBatch, group_index
+from bae.blocks import sections_named
 from bae.continuations import resample
 from bae.distributed import gather, gather_objects
 from bae.normalisation import Normalisation
@@ -26,6 +27,7 @@ from bae.numbers import Candidates
 from bae.outcomes import Outcome
 from bae.rollout.pipeline import Pipeline
 from bae.scoring import Scorer
+from bae.tokens import NUMBER
 from bae.weighing import ScoreTable, block_rewards, number_decisions, score_table
 
 REROLLOUTS = 2**32 - 3
@@ -158,6 +160,11 @@ class BlockwiseAdvantages(L.Callback):
 
 def check_rao_blackwell(scorer: Scorer) -> None:
     """Raises ValueError if there is an objective whose reward cannot be expected over the number that is stated."""
+    closings = {tags.closing for tags in sections_named(scorer.blocks, NUMBER)}
+    if len(closings) > 1:
+        raise ValueError(
+            f"baseline=rao_blackwell: the {NUMBER} sections close with {' and '.join(sorted(closings))}; let them close alike"
+        )
     for objective, malformed in zip(scorer.objectives, scorer.malformed, strict=True):
         if objective.givens and objective.score is None:
             raise ValueError(

@@ -4,8 +4,11 @@ from bae.batch import Completion
 
 
 def in_format(completion: Completion) -> float:
-    """1 if every block is in form, else 0. Of a block that is not, `malformed` decides before this is asked."""
-    return float(all(completion.well_formed))
+    """1 if every block is in form and every stated confidence can be read, else 0.
+
+    Where the objective's own block is not in form, `malformed` decides before this is asked.
+    """
+    return float(all(completion.well_formed) and None not in completion.confidences)
 
 
 def brevity(completion: Completion, free: int, limit: int, block: str | None = None) -> float:
