@@ -267,8 +267,8 @@ def test_two_objectives_on_a_block_share_its_tokens(tiny):
     each, per_block = batch.weighed().per_objective, batch.weighed().per_block
     torch.testing.assert_close(per_block[:, 2], each[:, 2] + 0.1 * each[:, 3])
     assert each[:, 3].any()
-    # Given the answer alone: of five right ones one is spoilt, of three wrong ones one; a text for a number is in form.
-    hand = [0.2, 0.2, 0.2, 1 / 3, 0.2, -0.8, 1 / 3, -2 / 3]
+    # Given the answer alone: of five right ones one is spoilt, of three wrong ones two, one by its number.
+    hand = [0.2, 0.2, 0.2, 2 / 3, 0.2, -0.8, -1 / 3, -1 / 3]
     torch.testing.assert_close(each[:, 3], torch.tensor(hand), atol=1e-6, rtol=0)
 
 
