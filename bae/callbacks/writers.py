@@ -163,8 +163,8 @@ def check_rao_blackwell(scorer: Scorer) -> None:
     closings = {tags.closing for tags in sections_named(scorer.blocks, NUMBER)}
     if len(closings) > 1:
         raise ValueError(
-            f"baseline=rao_blackwell: the {NUMBER} sections close with {' and '.join(sorted(closings))}; let them close "
-            "alike"
+            f"baseline=rao_blackwell: the {NUMBER} sections close with {' and '.join(sorted(closings))}; "
+            "let them close alike"
         )
     for objective, malformed in zip(scorer.objectives, scorer.malformed, strict=True):
         if objective.givens and objective.score is None:
