@@ -242,7 +242,7 @@ START = "<reasoning>1</reasoning><answer>2</answer><analysis>sure</analysis><con
 @pytest.mark.parametrize("text", ["0." + "3" * 40, "0.9" + " " * 40, " " * 40 + "0.9", "0.9" + "x" * 40, "." * 40])
 def test_however_long_it_runs_the_decisions_are_few(text, close):
     vocabulary = [bytes([byte]) for byte in range(128)]
-    number = locate_blocks((START + text + close).encode(), vocabulary, BLOCKS).number
+    number = locate_blocks((START + text + close).encode(), vocabulary, BLOCKS).numbers[0]
     decisions = find([number], [1.0], vocabulary)
     whole = find([make_number([bytes([byte]) for byte in text.encode()] + [b"<"], len(START))], [1.0], vocabulary)
     first = 1 + text.index(".")
