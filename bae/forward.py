@@ -1,5 +1,5 @@
 """The policy's distributions over the tokens of sampled completions: one forward pass, without padding that no row
-needs."""
+needs; and the flat gradient of what is made of them."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -47,3 +47,10 @@ def expected_reward(
             log_probs = candidate_log_probs(logits, part.position, part.ids, temperature)
             out[rows] = expected(log_probs, part)[:, 0].cpu()
     return out
+
+
+def flat_gradient(loss: Tensor, model: torch.nn.Module) -> Tensor:
+    """(D,): the gradient in the trained parameters, in fp32 or more; the graph stays for the next."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    gradients = torch.autograd.grad(loss, parameters, retain_graph=True, materialize_grads=True)
+    return torch.cat([g.flatten().to(torch.promote_types(g.dtype, torch.float)) for g in gradients])

@@ -13,7 +13,7 @@ from bae.agreement import GradientAgreement, count_sketch, gradient_agreement
 from bae.baselines import mean_of_others
 from bae.batch import Samples
 from bae.continuations import Continuations
-from bae.forward import completion_logits
+from bae.forward import completion_logits, flat_gradient
 from bae.losses import log_probs_and_entropy
 from bae.numbers import Decisions, all_action, candidate_log_probs, expected, token_advantages
 from bae.rollout.pipeline import Pipeline
@@ -107,12 +107,9 @@ def _weighted(
 
 def _sketch(pipeline: Pipeline, terms: Sequence[Tensor] | Iterator[Tensor], size: int) -> Tensor:
     """Of the gradient of a sum, term by term."""
-    parameters = [p for p in pipeline.policy.model.parameters() if p.requires_grad]
     total = torch.zeros(size)
     for term in terms:
-        gradients = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
-        flat = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True)]
-        total += count_sketch(torch.cat([g.flatten().float() for g in flat]), size).cpu()
+        total += count_sketch(flat_gradient(term, pipeline.policy.model), size).cpu()
     return total
 
 

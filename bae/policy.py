@@ -13,7 +13,7 @@ from bae.advantages import spread_over_tokens
 from bae.agreement import count_sketch
 from bae.batch import NumberAdvantages, RolloutBatch, Samples
 from bae.blocks import Block
-from bae.forward import completion_logits
+from bae.forward import completion_logits, flat_gradient
 from bae.losses import Aggregation, block_mean, blockwise_clipped_loss, is_clipped, log_probs_and_entropy
 from bae.models import Policy
 from bae.numbers import all_action, candidate_log_probs, expected, token_advantages
@@ -243,10 +243,3 @@ class PolicyModule(L.LightningModule):
         if self.trainer.world_size > 1:
             value = self.trainer.strategy.reduce(value.double().to(self.device), reduce_op="mean")
         return value.double().cpu()
-
-
-def flat_gradient(loss: Tensor, model: torch.nn.Module) -> Tensor:
-    """(D,): the gradient in the trained parameters, in fp32 or more; the graph stays for the next."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    gradients = torch.autograd.grad(loss, parameters, retain_graph=True, materialize_grads=True)
-    return torch.cat([g.flatten().to(torch.promote_types(g.dtype, torch.float)) for g in gradients])
