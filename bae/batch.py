@@ -88,6 +88,8 @@ class Samples:
     completion_ids, completion_mask: (N, T), padded on the right; the mask holds every sampled token up to and
         including the first end of sequence.
     ended: (N,) bool, whether the end of sequence was sampled.
+    log_probs: (N, T), of each token in the distribution that it was drawn from, in nats, 0 outside the mask; None where
+        the engine does not tell.
     """
 
     prompt_ids: Tensor
@@ -95,6 +97,7 @@ class Samples:
     completion_ids: Tensor
     completion_mask: Tensor
     ended: Tensor
+    log_probs: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -193,10 +196,12 @@ def concatenate(parts: Sequence[tuple[Samples, Scored]], pad: int) -> tuple[Samp
     """Rollouts of several calls as those of one; pad: the id of padding."""
     samples, scored = zip(*parts, strict=True)
     ids = lambda name, fill, left=False: _stack([getattr(s, name) for s in samples], fill, left)  # noqa: E731
+    told = all(s.log_probs is not None for s in samples)
     rows = lambda name: torch.cat([getattr(s, name) for s in scored])  # noqa: E731
     return (
         Samples(ids("prompt_ids", pad, True), ids("prompt_mask", False, True), ids("completion_ids", pad),
-                ids("completion_mask", False), torch.cat([s.ended for s in samples])),
+                ids("completion_mask", False), torch.cat([s.ended for s in samples]),
+                ids("log_probs", 0.0) if told else None),
         Scored([c for s in scored for c in s.completions], _stack([s.block_of for s in scored], -1), rows("rewards"),
                rows("present"), rows("malformed"), [n for s in scored for n in s.numbers]),
     )  # fmt: skip
@@ -204,12 +209,14 @@ def concatenate(parts: Sequence[tuple[Samples, Scored]], pad: int) -> tuple[Samp
 
 def rows_of(samples: Samples, scored: Scored, rows: Tensor) -> tuple[Samples, Scored]:
     """The completions `rows`, (R,) long."""
-    pick: Callable[[Any], Any] = lambda x: x[rows] if isinstance(x, Tensor) else [x[n] for n in rows.tolist()]  # noqa: E731
+    pick: Callable[[Any], Any] = lambda x: (  # noqa: E731
+        x if x is None else x[rows] if isinstance(x, Tensor) else [x[n] for n in rows.tolist()]
+    )
     each = lambda part: {f.name: pick(getattr(part, f.name)) for f in fields(part)}  # noqa: E731
     return Samples(**each(samples)), Scored(**each(scored))
 
 
-def _stack(columns: Sequence[Tensor], fill: int, left: bool = False) -> Tensor:
+def _stack(columns: Sequence[Tensor], fill: float, left: bool = False) -> Tensor:
     """One below the other, each filled up to the widest."""
     width = max(x.shape[1] for x in columns)
     gap = lambda x: (width - x.shape[1], 0) if left else (0, width - x.shape[1])  # noqa: E731

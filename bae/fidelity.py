@@ -73,7 +73,7 @@ def check(cfg: DictConfig) -> None:
     """Raises UserError for values that cannot work."""
     if cfg.run is None:
         raise cli.UserError("name whose policy to measure: run=<MLflow run id or output folder>")
-    for key in ("prompts", "resamples", "temperature", "micro_batch_size"):
+    for key in ("prompts", "resamples", "temperature", "micro_batch_tokens"):
         if cfg[key] <= 0:
             raise cli.UserError(f"{key}={cfg[key]}: must be above 0")
     for key in ("nested", "gradient"):
@@ -136,7 +136,7 @@ def measured(
                 problems = [pipeline.task.problem(cfg.split, i) for i in chosen]
                 keys = [(cfg.seed, DRAWS, i) for i in chosen]
                 part, sketches = measure(pipeline, outcome, candidates, problems, keys, group_size, cfg.rollouts,
-                                         cfg.nested, cfg.micro_batch_size, cfg.gradient)  # fmt: skip
+                                         cfg.nested, cfg.micro_batch_tokens, cfg.gradient)  # fmt: skip
                 if sketches:
                     save_file(sketches, tensors)
                 part.to_parquet(rows.with_suffix(".partial"), index=False)

@@ -13,9 +13,9 @@ from bae.agreement import GradientAgreement, count_sketch, gradient_agreement
 from bae.baselines import mean_of_others
 from bae.batch import Samples
 from bae.continuations import Continuations
-from bae.forward import completion_logits, flat_gradient
-from bae.losses import log_probs_and_entropy
+from bae.forward import completion_pass, flat_gradient
 from bae.numbers import Decisions, all_action, candidate_log_probs, expected, token_advantages
+from bae.packing import micro_batches
 from bae.rollout.pipeline import Pipeline
 
 ALL_ACTION = "rao_blackwell, all actions"
@@ -38,14 +38,14 @@ def sketch_completions(
     """
     kept: dict[str, list[Tensor]] = {"whole": [], "text": [], "sampled": [], "every": []}
     for n in rows.unsqueeze(1):
-        logits, ids = completion_logits(pipeline.policy.model, samples, n)
-        log_p, _ = log_probs_and_entropy(logits, ids, pipeline.temperature)
-        mask = in_block[n, : ids.shape[1]].to(log_p.device)
+        seen = completion_pass(pipeline.policy.model, samples, n, pipeline.temperature)
+        log_p = seen.log_p
+        mask = in_block[n, : log_p.shape[1]].to(log_p.device)
         whole = (log_p * mask).sum() / mask.sum()
         parts = {"whole": whole, "text": whole}
         if decisions is not None and (decisions.position[n] >= 0).any():
             one = decisions.rows(n).to(log_p.device)
-            log_probs = candidate_log_probs(logits, one.position, one.ids, pipeline.temperature)
+            log_probs = candidate_log_probs(seen.logits_at(one.position), one.ids, pipeline.temperature)
             values = expected(log_probs.detach(), one)
             earned = reward[n].to(log_p.device)
             # With b = V_1 the text has no advantage, so what is left is that of the number and of what follows it.
@@ -68,7 +68,7 @@ def sketch_reference(
     group: Tensor,
     groups: int,
     size: int,
-    micro_batch_size: int,
+    micro_batch_tokens: int,
 ) -> tuple[Tensor, Tensor]:
     """(P, size) twice: the gradient of each group's prefixes in objective j, from each half of the fresh samples, every
     one judged against the others of its prefix and half. group: (R,) long, below P. groups: P."""
@@ -87,7 +87,7 @@ def sketch_reference(
         for p in range(groups):
             chosen = group[prefix] == p
             terms = _weighted(
-                pipeline, again.samples, in_block, rows.flatten()[chosen], weight[chosen], micro_batch_size
+                pipeline, again.samples, in_block, rows.flatten()[chosen], weight[chosen], micro_batch_tokens
             )
             each.append(_sketch(pipeline, terms, size))
         found.append(torch.stack(each))
@@ -95,14 +95,14 @@ def sketch_reference(
 
 
 def _weighted(
-    pipeline: Pipeline, samples: Samples, in_block: Tensor, rows: Tensor, weight: Tensor, micro_batch_size: int
+    pipeline: Pipeline, samples: Samples, in_block: Tensor, rows: Tensor, weight: Tensor, micro_batch_tokens: int
 ) -> Iterator[Tensor]:
     """The weighted sum of the completions' mean log-probabilities in the block, micro-batch by micro-batch."""
-    for part in torch.arange(len(rows)).split(micro_batch_size) if len(rows) else ():
-        logits, ids = completion_logits(pipeline.policy.model, samples, rows[part])
-        log_p, _ = log_probs_and_entropy(logits, ids, pipeline.temperature)
-        mask = in_block[rows[part], : ids.shape[1]].to(log_p.device)
-        yield (weight[part].to(log_p.device) * (log_p * mask).sum(1) / mask.sum(1).clamp(min=1)).sum()
+    weight_of = weight.new_zeros(len(in_block)).index_put((rows,), weight)
+    for part in micro_batches(samples, rows, micro_batch_tokens):
+        log_p = completion_pass(pipeline.policy.model, samples, part, pipeline.temperature).log_p
+        mask = in_block[part, : log_p.shape[1]].to(log_p.device)
+        yield (weight_of[part].to(log_p.device) * (log_p * mask).sum(1) / mask.sum(1).clamp(min=1)).sum()
 
 
 def _sketch(pipeline: Pipeline, terms: Sequence[Tensor] | Iterator[Tensor], size: int) -> Tensor:

@@ -67,7 +67,8 @@ def is_clipped(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, cli
 def log_probs_and_entropy(logits: Tensor, ids: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Log-probability of each id and entropy of its distribution, in nats, at the sampling temperature.
 
-    logits: (B, T, V). ids: (B, T). Returns (B, T) and (B, T), in fp32.
+    logits: (B, T, V). ids: (B, T). Returns (B, T) and (B, T), in fp32. bae.vocabulary has the same without logits of
+    all tokens at once.
     """
     log_p = torch.log_softmax(logits.float() / temperature, dim=-1)
     entropy = -(log_p.exp() * log_p).sum(-1)

@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from bae import attention
+from bae.forward import check_shared_prefix
+
 PACKAGE = Path(__file__).parent
 
 
@@ -55,10 +58,12 @@ def load_pretrained(
     trust_remote_code: bool = False,
     gradient_checkpointing: bool = False,
     attn_implementation: str | None = None,
+    shared_prefix: bool = True,
 ) -> Policy:
     """A policy from a local folder or a hub id, safetensors only.
 
-    path: `package://assets/tiny` is a folder in this package.
+    path: `package://assets/tiny` is a folder in this package. shared_prefix: see bae.attention; raises ValueError for a
+    model that cannot.
     Raises FileNotFoundError with one sentence if nothing is there.
     """
     folder = PACKAGE / path.removeprefix("package://") if path.startswith("package://") else Path(path)
@@ -77,7 +82,7 @@ def load_pretrained(
             f"model.path={path}: no such folder, and the hub does not give it ({_first_line(error)}); "
             "check the spelling, log in if it is gated, or name a local folder"
         ) from error
-    return _finish(model, tokenizer, prompt_template, gradient_checkpointing)
+    return _finish(model, tokenizer, prompt_template, gradient_checkpointing, shared_prefix)
 
 
 def load_gguf(
@@ -86,6 +91,7 @@ def load_gguf(
     dtype: str = "bfloat16",
     prompt_template: str | None = None,
     gradient_checkpointing: bool = False,
+    shared_prefix: bool = True,
 ) -> Policy:
     """A policy from a GGUF file inside an installed package, dequantised.
 
@@ -103,10 +109,12 @@ def load_gguf(
     model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
     model.load_state_dict(loaded.state_dict())
     model.tie_weights()
-    return _finish(model, tokenizer, prompt_template, gradient_checkpointing)
+    return _finish(model, tokenizer, prompt_template, gradient_checkpointing, shared_prefix)
 
 
-def _finish(model: Any, tokenizer: Any, prompt_template: str | None, gradient_checkpointing: bool) -> Policy:
+def _finish(
+    model: Any, tokenizer: Any, prompt_template: str | None, gradient_checkpointing: bool, shared_prefix: bool
+) -> Policy:
     if tokenizer.eos_token_id is None:
         raise ValueError("model: its tokenizer has no end-of-sequence token; choose another model")
     if prompt_template is None and not tokenizer.chat_template:
@@ -118,6 +126,9 @@ def _finish(model: Any, tokenizer: Any, prompt_template: str | None, gradient_ch
     if gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     model.eval()  # no dropout: the ratio of the first update must be exactly 1
+    if shared_prefix:
+        attention.share(model)
+        check_shared_prefix(model)
     return Policy(model, tokenizer, prompt_template)
 
 

@@ -49,13 +49,12 @@ def measure(
     group_size: int,
     rollouts: int,
     nested: int,
-    micro_batch_size: int,
+    micro_batch_tokens: int,
     sketch: int = 0,
 ) -> tuple[pandas.DataFrame, dict[str, Tensor]]:
     """Sample a group of each problem, and `rollouts` + `nested` more of every later block from each prefix.
 
-    keys: one seed for each problem; its `group` is the last number of it. micro_batch_size: completions in a forward
-    pass.
+    keys: one seed for each problem; its `group` is the last number of it. micro_batch_tokens: in a forward pass.
     Returns the table and, with `sketch` numbers each, gradients by "<objective>/<name>": those of bae.gradients, of the
     objective's rows and of the problems.
     """
@@ -79,7 +78,7 @@ def measure(
             expected = torch.full((count,), torch.nan)
             if decisions is not None:
                 model = pipeline.policy.model
-                expected = expected_reward(model, samples, decisions, pipeline.temperature, micro_batch_size)
+                expected = expected_reward(model, samples, decisions, pipeline.temperature, micro_batch_tokens)
             rewards = block_rewards(objective, j, table, group, expected=expected)
             names = {
                 "objective": objective.name,
@@ -92,7 +91,7 @@ def measure(
                 in_block = scored.block_of == block
                 found = sketch_completions(pipeline, samples, in_block, rows, rewards.reward, decisions, sketch)
                 found["half_a"], found["half_b"] = sketch_reference(
-                    pipeline, again, block, j, group[again.rows], len(problems), sketch, micro_batch_size
+                    pipeline, again, block, j, group[again.rows], len(problems), sketch, micro_batch_tokens
                 )
                 sketches |= {f"{objective.name}/{name}": values for name, values in found.items()}
     return pandas.concat(parts, ignore_index=True), sketches

@@ -207,15 +207,13 @@ def _text(raw: bytes) -> str:
     return raw.decode(errors="replace")
 
 
-def candidate_log_probs(logits: Tensor, position: Tensor, ids: Tensor, temperature: float) -> Tensor:
+def candidate_log_probs(logits: Tensor, ids: Tensor, temperature: float) -> Tensor:
     """Log-probabilities of the candidates at the decisions, in nats, at the sampling temperature; (B, D, C) in fp32.
 
-    logits: (B, T, V), those at t the distribution from which completion token t was drawn. position: (B, D), ids: (C,),
-    as in Decisions; where there is no decision, some finite numbers.
+    logits: (B, D, V), the distributions that the decisions were drawn from; where there is none, some finite numbers.
+    ids: (C,), as in Decisions.
     """
-    # The few rows first: no copy of all logits.
-    at = logits[torch.arange(len(logits), device=logits.device).unsqueeze(1), position.clamp(min=0)]
-    return torch.log_softmax(at.float() / temperature, dim=-1)[..., ids]
+    return torch.log_softmax(logits.float() / temperature, dim=-1)[..., ids]
 
 
 def all_action(log_probs: Tensor, decisions: Decisions) -> Tensor:

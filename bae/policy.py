@@ -13,10 +13,11 @@ from bae.advantages import spread_over_tokens
 from bae.agreement import count_sketch
 from bae.batch import NumberAdvantages, RolloutBatch, Samples
 from bae.blocks import Block
-from bae.forward import completion_logits, flat_gradient
-from bae.losses import Aggregation, block_mean, blockwise_clipped_loss, is_clipped, log_probs_and_entropy
+from bae.forward import Pass, completion_pass, flat_gradient
+from bae.losses import Aggregation, block_mean, blockwise_clipped_loss, is_clipped
 from bae.models import Policy
 from bae.numbers import all_action, candidate_log_probs, expected, token_advantages
+from bae.packing import micro_batches
 
 Optimizer = Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
 
@@ -55,7 +56,8 @@ class PolicyModule(L.LightningModule):
     clip: epsilon of the clipped surrogate. clip_high: the same for ratios above 1, None for `clip`.
     max_grad_norm: clipping by global norm.
     temperature: of sampling; the loss sees the same distribution that was sampled from.
-    micro_batch_size: completions in one forward and backward pass.
+    micro_batch_tokens: tokens in one forward and backward pass, a prompt counting once for the completions that share
+    it.
     optimizer_steps: mini-batches, one optimiser step each, that a rollout batch is cut into.
     aggregation: how tokens are weighed.
     """
@@ -70,7 +72,7 @@ class PolicyModule(L.LightningModule):
         clip: float,
         max_grad_norm: float,
         temperature: float,
-        micro_batch_size: int,
+        micro_batch_tokens: int,
         optimizer_steps: int = 1,
         final_lr: float = 1.0,
         clip_high: float | None = None,
@@ -88,7 +90,7 @@ class PolicyModule(L.LightningModule):
         self.clip_high = clip if clip_high is None else clip_high
         self.max_grad_norm = max_grad_norm
         self.temperature = temperature
-        self.micro_batch_size = micro_batch_size
+        self.micro_batch_tokens = micro_batch_tokens
         self.optimizer_steps = optimizer_steps
         self.final_lr = final_lr
         self.aggregation = aggregation
@@ -103,7 +105,10 @@ class PolicyModule(L.LightningModule):
         """Writes batch.metrics: entropy (nats a token), clip_fraction, grad_norm, lr; means over optimiser steps."""
         samples, _ = batch.rolled_out()
         with batch.timed("update"):
-            minis = self._mini_batches(samples)
+            minis = [
+                self._micro_batches(samples, torch.arange(i, len(samples.ended), self.optimizer_steps))
+                for i in range(self.optimizer_steps)  # parts of every group in each, however many ranks share
+            ]
             # Later mini-batches are off-policy, so they need the log-probabilities from before the first step.
             old = self._old_log_probs(samples, minis) if self.optimizer_steps > 1 else None
             work = self._work(batch, old)
@@ -121,12 +126,11 @@ class PolicyModule(L.LightningModule):
         """
         work = self._work(batch, old=None)
         found: list[Any] = [0.0] * len(self.block_weights)
-        for part in rows.split(self.micro_batch_size):
-            logits, ids = completion_logits(self.model, work.samples, part)
-            log_p, _ = log_probs_and_entropy(logits, ids, self.temperature)
-            block_of, weight = (self._columns(x, part, log_p) for x in (work.block_of, work.weights))
+        for part in self._micro_batches(work.samples, rows):
+            seen = completion_pass(self.model, work.samples, part, self.temperature)
+            block_of, weight = (self._columns(x, part, seen.log_p) for x in (work.block_of, work.weights))
             for k in range(len(found)):
-                loss, _, _ = self._surrogate_loss(work, part, logits, log_p, weight * (block_of == k))
+                loss, _, _ = self._surrogate_loss(work, part, seen, weight * (block_of == k))
                 gradient = flat_gradient(loss, self.model)
                 found[k] += (count_sketch(gradient, size) if size else gradient).cpu()  # a sketch is linear
         return torch.stack(found)
@@ -134,7 +138,7 @@ class PolicyModule(L.LightningModule):
     def _work(self, batch: RolloutBatch, old: Tensor | None) -> Work:
         samples, scored = batch.rolled_out()
         counts = torch.stack([(scored.block_of == k).sum() for k in range(len(self.block_weights))])
-        tokens = self._mean_over_ranks(counts).to(self.block_weights)
+        tokens = self._over_ranks(counts).to(self.block_weights)
         return Work(
             samples,
             scored.block_of,
@@ -145,27 +149,26 @@ class PolicyModule(L.LightningModule):
             batch.entropy_coef,
         )
 
-    def _mini_batches(self, samples: Samples) -> list[Tensor]:
-        """Every optimizer_steps-th completion: parts of every group in each, and the same however many ranks share.
-        Each is sorted by length, so that micro-batches hold little padding."""
-        lengths = samples.prompt_mask.sum(1) + samples.completion_mask.sum(1)
-        minis = [torch.arange(i, len(lengths), self.optimizer_steps) for i in range(self.optimizer_steps)]
-        return [mini[lengths[mini].argsort(stable=True)] for mini in minis]
+    def _micro_batches(self, samples: Samples, rows: Tensor) -> list[Tensor]:
+        """As many on every rank, for a sharded strategy's passes are those of all."""
+        parts = micro_batches(samples, rows, self.micro_batch_tokens)
+        most = self._over_ranks(torch.tensor(len(parts)), "max")
+        return parts if len(parts) == most else micro_batches(samples, rows, self.micro_batch_tokens, int(most))
 
-    def _optimise(self, work: "Work", mini: Tensor) -> dict[str, float]:
-        """One optimiser step on the completions `mini`, micro-batch by micro-batch."""
+    def _optimise(self, work: "Work", parts: Sequence[Tensor]) -> dict[str, float]:
+        """One optimiser step on the completions of the micro-batches `parts`."""
         optimizer: Any = self.optimizers()
         scheduler: Any = self.lr_schedulers()
+        mini = torch.cat(list(parts))
         share = len(work.weights) / len(mini)  # weights are those of the whole batch
         # DDP takes the mean over ranks, so that each divides by the tokens that a rank has on average.
-        tokens = float(self._mean_over_ranks(work.samples.completion_mask[mini].sum()))
+        tokens = float(self._over_ranks(work.samples.completion_mask[mini].sum()))
         sums = torch.zeros(2)
-        parts = mini.split(self.micro_batch_size)
         for part in parts:
-            logits, ids = completion_logits(self.model, work.samples, part)
-            log_p, entropy = log_probs_and_entropy(logits, ids, self.temperature)
+            seen = completion_pass(self.model, work.samples, part, self.temperature)
+            log_p, entropy = seen.log_p, seen.entropy
             mask, weight = (self._columns(x, part, log_p) for x in (work.samples.completion_mask, work.weights))
-            loss, advantage, old_log_p = self._surrogate_loss(work, part, logits, log_p, weight)
+            loss, advantage, old_log_p = self._surrogate_loss(work, part, seen, weight)
             loss = share * loss - work.entropy_coef * (entropy * mask).sum() / tokens
             with self._gradients_travel(part is parts[-1]):
                 self.manual_backward(loss)
@@ -176,19 +179,18 @@ class PolicyModule(L.LightningModule):
         optimizer.zero_grad()
         lr = float(scheduler.get_last_lr()[0])
         scheduler.step()
-        means = (self._mean_over_ranks(sums) / tokens).tolist()
+        means = (self._over_ranks(sums) / tokens).tolist()
         return {"entropy": means[0], "clip_fraction": means[1], "grad_norm": norm, "lr": lr}
 
-    def _surrogate_loss(
-        self, work: Work, part: Tensor, logits: Tensor, log_p: Tensor, weight: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _surrogate_loss(self, work: Work, part: Tensor, seen: Pass, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The loss of the micro-batch `part` whose tokens have these weights, (B, T'); and the (B, T') advantages and
         old log-probabilities that went into it."""
+        log_p = seen.log_p
         advantage, block_of = (self._columns(x, part, log_p) for x in (work.advantages, work.block_of))
         old_log_p = log_p.detach() if work.old is None else self._columns(work.old, part, log_p)
         loss = torch.zeros((), device=self.device)
         for numbers in work.numbers:
-            change, gain = self._number_advantages(numbers, logits, part, block_of, weight)
+            change, gain = self._number_advantages(numbers, seen, part, block_of, weight)
             advantage, loss = advantage + change, loss - gain
         loss = loss + blockwise_clipped_loss(log_p, old_log_p, advantage, weight, self.clip, self.clip_high)
         return loss, advantage, old_log_p
@@ -198,14 +200,15 @@ class PolicyModule(L.LightningModule):
         return x[part, : like.shape[1]].to(self.device)
 
     def _number_advantages(
-        self, numbers: NumberAdvantages, logits: Tensor, part: Tensor, block_of: Tensor, weight: Tensor
+        self, numbers: NumberAdvantages, seen: Pass, part: Tensor, block_of: Tensor, weight: Tensor
     ) -> tuple[Tensor, Tensor]:
         """(B, T') by how much the advantages of one objective's tokens change, now that the policy's distribution over
         its numbers is known; and, with all actions, the expected reward to raise, a scalar, else 0."""
         decisions = numbers.decisions.rows(part).to(self.device)
         reward, before = numbers.reward[part].to(self.device), numbers.advantage[part].to(self.device)
-        differentiable = logits if numbers.all_action else logits.detach()
-        log_probs = candidate_log_probs(differentiable, decisions.position, decisions.ids, self.temperature)
+        with torch.set_grad_enabled(numbers.all_action and torch.is_grad_enabled()):
+            logits = seen.logits_at(decisions.position)
+            log_probs = candidate_log_probs(logits, decisions.ids, self.temperature)
         values = expected(log_probs.detach(), decisions)
         in_block = block_of == numbers.block
         change = token_advantages(before, reward, values, decisions, in_block) - before.unsqueeze(1) * in_block
@@ -219,14 +222,12 @@ class PolicyModule(L.LightningModule):
         return numbers.weight * change, numbers.weight * gain
 
     @torch.no_grad()
-    def _old_log_probs(self, samples: Samples, minis: list[Tensor]) -> Tensor:
+    def _old_log_probs(self, samples: Samples, minis: Sequence[Sequence[Tensor]]) -> Tensor:
         """(N, T), in the same micro-batches as the update, so that the first ratio is exactly 1."""
         out = torch.zeros(samples.completion_ids.shape)
-        for mini in minis:
-            for part in mini.split(self.micro_batch_size):
-                logits, ids = completion_logits(self.model, samples, part)
-                log_p, _ = log_probs_and_entropy(logits, ids, self.temperature)
-                out[part, : log_p.shape[1]] = log_p.cpu()
+        for part in (part for mini in minis for part in mini):
+            log_p = completion_pass(self.model, samples, part, self.temperature).log_p
+            out[part, : log_p.shape[1]] = log_p.cpu()
         return out
 
     def _gradients_travel(self, now: bool) -> Any:
@@ -238,8 +239,8 @@ class PolicyModule(L.LightningModule):
         """Clip by global norm; the norm before."""
         return float(torch.nn.utils.clip_grad_norm_(self.parameters(), self.max_grad_norm))
 
-    def _mean_over_ranks(self, value: Tensor) -> Tensor:
+    def _over_ranks(self, value: Tensor, operation: str = "mean") -> Tensor:
         """Of the same shape, in double precision, on the CPU."""
         if self.trainer.world_size > 1:
-            value = self.trainer.strategy.reduce(value.double().to(self.device), reduce_op="mean")
+            value = self.trainer.strategy.reduce(value.double().to(self.device), reduce_op=operation)
         return value.double().cpu()

@@ -78,7 +78,7 @@ class FidelitySchema:
     gradient: int = MISSING
     temperature: float = MISSING
     max_new_tokens: int | None = None
-    micro_batch_size: int = MISSING
+    micro_batch_tokens: int = MISSING
     seed: int = MISSING
     device: str = MISSING
     resamples: int = MISSING

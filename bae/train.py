@@ -101,8 +101,8 @@ def check(cfg: DictConfig) -> None:
         raise cli.UserError(f"training.clip_high={cfg.training.clip_high}: must be above 0, or null")
     if not 0 <= cfg.training.final_lr <= 1:
         raise cli.UserError(f"training.final_lr={cfg.training.final_lr}: a share of lr, from 0 to 1")
-    if cfg.training.micro_batch_size < 1:
-        raise cli.UserError(f"training.micro_batch_size={cfg.training.micro_batch_size}: must be 1 or more")
+    if cfg.training.micro_batch_tokens < 1:
+        raise cli.UserError(f"training.micro_batch_tokens={cfg.training.micro_batch_tokens}: must be 1 or more")
 
 
 def build(cfg: DictConfig, run_id: str | None) -> "tuple[L.Trainer, PolicyModule, PromptDataModule]":

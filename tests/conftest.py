@@ -22,12 +22,15 @@ def needs(file: str) -> pytest.MarkDecorator:
 @pytest.fixture
 def tiny():
     """A random policy of the tiny architecture, smaller still."""
+    from bae import attention
     from bae.models import Policy
     from bae.warmstart import make_model, make_tokenizer
 
     torch.manual_seed(0)
     tokenizer = make_tokenizer()
-    return Policy(make_model(tokenizer, hidden=32, layers=2).eval(), tokenizer, "{question}")
+    model = make_model(tokenizer, hidden=32, layers=2).eval()
+    attention.share(model)
+    return Policy(model, tokenizer, "{question}")
 
 
 def call(module, outputs, *arguments):

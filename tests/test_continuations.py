@@ -186,7 +186,7 @@ def test_a_prefix_does_not_depend_on_its_neighbours(warm):
     whole = again(pipeline, problems, samples, scored)
     assert 19 not in whole.rows and 20 in whole.rows  # too long, with others after it
     for i, n in enumerate(whole.rows.tolist()):
-        one = Samples(*(column[n : n + 1] for column in vars(samples).values()))
+        one = Samples(*(column if column is None else column[n : n + 1] for column in vars(samples).values()))
         alone = resample(pipeline, [problems[n]], one, scored.block_of[n : n + 1], 1, 3, [(0, 1, n)])
         assert alone.scored.completions == whole.scored.completions[3 * i : 3 * i + 3]
 

@@ -30,7 +30,7 @@ PAGE = (ROOT / "docs" / "extending.md").read_text()
 FILES = dict(re.findall(r"^`(\S+)`:\n\n```(?:python|yaml)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL))
 SHORT = [
     "steps=2", "group_size=4", "prompts_per_step=4", "callbacks.held_out.prompts=4", "callbacks.held_out.samples=2",
-    "callbacks.checkpoints.log_policy=false", "callbacks.completions.every=1", "training.micro_batch_size=16",
+    "callbacks.checkpoints.log_policy=false", "callbacks.completions.every=1", "training.micro_batch_tokens=1000",
 ]  # fmt: skip
 QUICK = {"bae-train": SHORT, "bae-evaluate": ["samples=2", "prompts=4", "resamples=10"]}
 

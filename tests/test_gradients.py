@@ -139,8 +139,8 @@ def with_rewards(again, rewards):
     return replace(again, scored=scored)
 
 
-def reference(pipeline, again, size, micro_batch_size=4, group=(0, 2, 2)):
-    return sketch_reference(pipeline, again, 1, 1, torch.tensor(group), 3, size, micro_batch_size)
+def reference(pipeline, again, size, micro_batch_tokens=30, group=(0, 2, 2)):
+    return sketch_reference(pipeline, again, 1, 1, torch.tensor(group), 3, size, micro_batch_tokens)
 
 
 def test_the_reference_judges_each_sample_against_the_others_of_its_half(tiny, exact):
@@ -167,7 +167,7 @@ def test_the_halves_of_the_reference_share_no_sample(tiny, exact):
     rewards = -torch.rand(3, 6, generator=torch.Generator().manual_seed(0))
     first = reference(pipeline, with_rewards(again, rewards), exact)
     rewards[:, 3:] = rewards[:, 3:].flip(1)
-    second = reference(pipeline, with_rewards(again, rewards), exact, micro_batch_size=5)
+    second = reference(pipeline, with_rewards(again, rewards), exact, micro_batch_tokens=90)
     torch.testing.assert_close(first[0], second[0], atol=1e-6, rtol=1e-4)
     assert (first[1] - second[1]).abs().max() > 1e-3
 

@@ -375,9 +375,13 @@ def random_decisions(seed=0):
     return decisions, torch.randn(3, 6, 6, generator=g)
 
 
+def at(logits, decisions):
+    return logits[torch.arange(len(logits)).unsqueeze(1), decisions.position.clamp(min=0)]
+
+
 def test_expected_and_all_action_against_a_loop():
     decisions, logits = random_decisions()
-    log_probs = candidate_log_probs(logits, decisions.position, decisions.ids, 0.8)
+    log_probs = candidate_log_probs(at(logits, decisions), decisions.ids, 0.8)
     value, centred = expected(log_probs, decisions), all_action(log_probs, decisions)
     assert log_probs.isfinite().all()
     for n, d in itertools.product(range(3), range(2)):
@@ -396,7 +400,7 @@ def test_expected_and_all_action_against_a_loop():
 def test_log_probs_are_fp32_and_carry_the_gradient():
     decisions, logits = random_decisions()
     logits = logits.bfloat16().requires_grad_()
-    log_probs = candidate_log_probs(logits, decisions.position, decisions.ids, 1.0)
+    log_probs = candidate_log_probs(at(logits, decisions), decisions.ids, 1.0)
     assert log_probs.dtype == torch.float32
     all_action(log_probs, decisions).sum().backward()
     touched = logits.grad.abs().sum(-1) > 0
@@ -462,7 +466,7 @@ def test_no_decisions_at_all(n, vocabulary):
     assert decisions.position.shape == (n, 0) and decisions.value.shape == (n, 0, len(decisions.ids))
     assert decisions.rows(torch.arange(n)).position.shape == (n, 0)
     assert decisions.final.tolist() == [0.0, -2.0][:n]
-    log_probs = candidate_log_probs(torch.zeros(n, 5, len(vocabulary)), decisions.position, decisions.ids, 1.0)
+    log_probs = candidate_log_probs(torch.zeros(*decisions.position.shape, len(vocabulary)), decisions.ids, 1.0)
     assert log_probs.shape == decisions.value.shape
     values = expected(log_probs, decisions)
     assert values.shape == all_action(log_probs, decisions).shape == (n, 0)

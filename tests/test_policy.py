@@ -32,7 +32,7 @@ def module(policy, reduce=None, **options):
         "clip": 0.2,
         "max_grad_norm": 1e9,
         "temperature": 0.8,
-        "micro_batch_size": 8,
+        "micro_batch_tokens": 1000,
     }
     made = PolicyModule(policy, BLOCKS, partial(torch.optim.SGD, lr=0.1), **settings | options)
     strategy = SimpleNamespace(model=made, reduce=lambda value, reduce_op: reduce(value))
@@ -51,9 +51,10 @@ def batch(n=8, width=6, entropy_coef=0.0, seed=0):
     mask = torch.arange(width) < lengths.unsqueeze(1)
     first = torch.randint(1, width, (n,), generator=g).unsqueeze(1)
     block_of = torch.where(mask, (torch.arange(width) >= first).long(), -1)
-    prompt_mask = torch.arange(4) >= torch.randint(0, 3, (n, 1), generator=g)
+    group = torch.arange(n) // 4
+    prompt_mask = torch.arange(4) >= torch.randint(0, 3, (n, 1), generator=g)[group]
     samples = Samples(
-        torch.randint(3, 25, (n, 4), generator=g).masked_fill(~prompt_mask, 0),
+        torch.randint(3, 25, (n, 4), generator=g)[group].masked_fill(~prompt_mask, 0),
         prompt_mask,
         torch.randint(3, 25, (n, width), generator=g).masked_fill(~mask, 0),
         mask,
@@ -83,13 +84,13 @@ def assert_same(first, second, atol=1e-6):
 
 
 @every_aggregation
-@pytest.mark.parametrize("size", [1, 3, 5])
+@pytest.mark.parametrize("tokens", [1, 22, 45])
 @pytest.mark.parametrize("entropy_coef", [0.0, 0.3])
-def test_gradient_does_not_depend_on_the_micro_batch(tiny, size, entropy_coef, aggregation):
+def test_gradient_does_not_depend_on_the_micro_batch(tiny, tokens, entropy_coef, aggregation):
     work = batch(entropy_coef=entropy_coef)
     whole = gradients(tiny, work, aggregation=aggregation)
     assert max(float(g.abs().max()) for g in whole.values()) > 1e-3
-    assert_same(gradients(tiny, work, micro_batch_size=size, aggregation=aggregation), whole)
+    assert_same(gradients(tiny, work, micro_batch_tokens=tokens, aggregation=aggregation), whole)
 
 
 def test_every_aggregation_is_another_gradient(tiny):
@@ -101,7 +102,12 @@ def test_every_aggregation_is_another_gradient(tiny):
 def rows_of(work, rows):
     """The batch of a rank that has these completions."""
     samples, scored = work.rolled_out()
-    mine = replace(work, samples=Samples(*(column[rows] for column in vars(samples).values())), metrics={}, seconds={})
+    mine = replace(
+        work,
+        samples=Samples(*(column if column is None else column[rows] for column in vars(samples).values())),
+        metrics={},
+        seconds={},
+    )
     mine.scored = replace(scored, block_of=scored.block_of[rows])
     mine.advantages = Advantages(*(column[rows] for column in (work.weighed().per_objective, work.weighed().per_block)))
     return mine
@@ -239,7 +245,7 @@ def gradients_by_loops(policy, work, temperature=0.8):
 def test_numbers_have_advantages_of_their_own(tiny, all_action):
     work = with_numbers(batch(), all_action)
     whole = gradients(tiny, work)
-    assert_same(gradients(tiny, with_numbers(batch(), all_action), micro_batch_size=3), whole)
+    assert_same(gradients(tiny, with_numbers(batch(), all_action), micro_batch_tokens=25), whole)
     assert_same(gradients_by_loops(tiny, with_numbers(batch(), all_action)), whole, atol=1e-5)
 
 
@@ -260,10 +266,10 @@ def test_the_first_ratio_is_exactly_one(tiny, monkeypatch):
         return real(log_p, old, *rest)
 
     monkeypatch.setattr(bae.policy, "blockwise_clipped_loss", spy)
-    gradients(tiny, batch(), micro_batch_size=3)
+    gradients(tiny, batch(), micro_batch_tokens=25)
     assert all(torch.equal(r, torch.ones_like(r)) for r in ratios)
     ratios.clear()
-    gradients(tiny, batch(), micro_batch_size=2, optimizer_steps=2)
+    gradients(tiny, batch(), micro_batch_tokens=20, optimizer_steps=2)
     assert all(torch.equal(r, torch.ones_like(r)) for r in ratios[:2])  # the first mini-batch
     assert not any(torch.equal(r, torch.ones_like(r)) for r in ratios[2:])  # the second is off-policy by one step
 
@@ -291,7 +297,7 @@ EVERYONE = torch.arange(8)
 @every_aggregation
 def test_gradients_of_blocks_are_those_of_the_others_advantages_taken_away(tiny, aggregation):
     work = batch(entropy_coef=0.3)
-    found = module(tiny, aggregation=aggregation, micro_batch_size=3).block_gradients(work, EVERYONE, 0)
+    found = module(tiny, aggregation=aggregation, micro_batch_tokens=25).block_gradients(work, EVERYONE, 0)
     assert found.shape == (2, sum(p.numel() for p in tiny.model.parameters()))
     for k in range(2):
         alone = batch()
@@ -304,7 +310,7 @@ def test_gradients_of_blocks_are_those_of_the_others_advantages_taken_away(tiny,
 @pytest.mark.parametrize("all_action", [False, True])
 def test_gradients_of_blocks_have_those_of_numbers(tiny, all_action):
     work = with_numbers(batch(), all_action)
-    made = module(tiny, micro_batch_size=5)
+    made = module(tiny, micro_batch_tokens=40)
     found = made.block_gradients(work, EVERYONE, 0)
     torch.testing.assert_close(found.sum(0), flat(gradients_by_loops(tiny, work)), atol=1e-5, rtol=1e-5)
     plain = made.block_gradients(batch(), EVERYONE, 0)

@@ -17,7 +17,7 @@ BAE_TRAIN = Path(sys.executable).parent / "bae-train"
 SMALL = [
     "group_size=4", "prompts_per_step=4", "callbacks.held_out.prompts=8", "callbacks.held_out.every=2",
     "callbacks.checkpoints.every=1", "callbacks.checkpoints.keep=9", "callbacks.completions.every=2", "lr=1e-3",
-    "training.warmup_steps=2", "training.micro_batch_size=6",
+    "training.warmup_steps=2", "training.micro_batch_tokens=400",
 ]  # fmt: skip
 
 

@@ -29,7 +29,7 @@ from tests.test_train import assert_equal, assert_same_policy, weights
 SMALL = [
     "steps=1", "group_size=4", "prompts_per_step=4", "callbacks.held_out=null", "callbacks.completions=null",
     "callbacks.checkpoints.every=1", "callbacks.checkpoints.keep=9", "callbacks.checkpoints.log_policy=false",
-    "callbacks.progress=null", "lr=1e-3", "training.warmup_steps=2", "training.micro_batch_size=6",
+    "callbacks.progress=null", "lr=1e-3", "training.warmup_steps=2", "training.micro_batch_tokens=400",
 ]  # fmt: skip
 OPTIONS = sorted(path.stem for path in (CONF / "baseline").glob("*.yaml"))
 
@@ -208,7 +208,7 @@ def replace_objectives(scorer, objectives):
 def draws(policy, rows, step=0, seed=0, rank=0, rollouts=3):
     """Rewards that monte_carlo takes the mean of, for some completions of a batch of 8, on a rank."""
     problems, samples, scored = roll_out(make_pipeline(policy), prompts=2)
-    one = Samples(*(column[rows] for column in vars(samples).values()))
+    one = Samples(*(column if column is None else column[rows] for column in vars(samples).values()))
     scored = replace(scored, block_of=scored.block_of[rows], completions=[scored.completions[n] for n in rows])
     batch = RolloutBatch(step, problems, 4, one, scored)
     made = callback(make_pipeline(policy), partial(monte_carlo, rollouts=rollouts), seed)

@@ -38,7 +38,7 @@ class Fidelity(L.Callback):
         group_size: int,
         rollouts: int,
         nested: int,
-        micro_batch_size: int,
+        micro_batch_tokens: int,
         seed: int,
     ):
         check_conditioned(pipeline.scorer.objectives)
@@ -53,7 +53,7 @@ class Fidelity(L.Callback):
         self.group_size = group_size
         self.rollouts = rollouts
         self.nested = nested
-        self.micro_batch_size = micro_batch_size
+        self.micro_batch_tokens = micro_batch_tokens
         self.seed = seed
         self.candidates = Candidates(pipeline.scorer.vocabulary, pipeline.scorer.closing)
 
@@ -80,6 +80,6 @@ class Fidelity(L.Callback):
     def _measure(self, mine: Sequence[int]) -> DataFrame:
         table, _ = measure(
             self.pipeline, self.outcome, self.candidates, [self.pipeline.task.problem(self.split, i) for i in mine],
-            [(self.seed, DRAWS, i) for i in mine], self.group_size, self.rollouts, self.nested, self.micro_batch_size,
+            [(self.seed, DRAWS, i) for i in mine], self.group_size, self.rollouts, self.nested, self.micro_batch_tokens,
         )  # fmt: skip
         return table

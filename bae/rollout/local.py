@@ -1,25 +1,36 @@
 """Cached decoding in this process, with the very weights that are being trained."""
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from bae import attention
 from bae.batch import Samples
+from bae.rollout.cache import Cache
+from bae.rollout.prepacked import prepacked
+from bae.rollout.sampling import Sampler
+
+OnFinished = Callable[[int, Sequence[int], bool], None]
 
 
 class LocalEngine:
-    """Prefills each prompt once, then decodes its whole group; finished rows leave once they are the majority.
+    """Reads each prompt once for its whole group. A completion that ends leaves at once, and the next one that waits
+    takes its place. For a model that cannot share prompts (model.shared_prefix=false): whole groups at a time, by
+    transformers' cache, which finished completions leave once they are the majority.
 
-    max_rows: completions decoded at a time, to bound the memory of the cache; rounded down to whole groups.
+    max_rows: completions decoded at a time, which bounds the memory of the cache. top_k, top_p: see
+    bae.rollout.sampling.Sampler.
     """
 
-    def __init__(self, max_rows: int = 512):
+    def __init__(self, max_rows: int = 512, top_k: int = 0, top_p: float = 1.0):
         if max_rows < 1:
             raise ValueError(f"rollout.max_rows={max_rows}: must be 1 or more")
-        self.max_rows = max_rows
+        Sampler(1.0, top_k, top_p)  # refused here, not at the first step
+        self.max_rows, self.top_k, self.top_p = max_rows, top_k, top_p
 
     @torch.no_grad()  # not inference_mode: the ids return in the training pass, which keeps them for backward
     def sample(
@@ -33,56 +44,105 @@ class LocalEngine:
         temperature: float,
         eos_token_id: int,
         pad_token_id: int,
+        on_finished: OnFinished | None = None,
     ) -> Samples:
-        prompt_ids, prompt_mask = pad_left(prompts, pad_token_id)
         uniforms = torch.from_numpy(
-            np.stack([np.random.default_rng(key).random((group_size, max_new_tokens), np.float32) for key in keys])
-        )
-        at_a_time = max(1, self.max_rows // group_size)
-        parts = [
-            _decode(
-                model,
-                prompt_ids[i : i + at_a_time].to(model.device),
-                prompt_mask[i : i + at_a_time].to(model.device),
-                uniforms[i : i + at_a_time].flatten(0, 1).to(model.device),
-                temperature,
-                eos_token_id,
-                pad_token_id,
+            np.concatenate(
+                [np.random.default_rng(key).random((group_size, max_new_tokens), np.float32) for key in keys]
             )
-            for i in range(0, len(prompts), at_a_time)
-        ]
-        ids = torch.cat(parts).cpu()
-        is_eos = ids == eos_token_id
-        mask = (is_eos.cumsum(1) - is_eos.long()) == 0  # everything up to and including the first end of sequence
-        ids, mask = ids[:, : int(mask.sum(1).max())], mask[:, : int(mask.sum(1).max())]
-        return Samples(
-            prompt_ids.repeat_interleave(group_size, 0),
-            prompt_mask.repeat_interleave(group_size, 0),
-            ids.masked_fill(~mask, pad_token_id),
-            mask,
-            is_eos.any(1),
         )
+        draws = _Draws(
+            Sampler(temperature, self.top_k, self.top_p),
+            uniforms.to(model.device),
+            eos_token_id,
+            pad_token_id,
+            on_finished,
+        )
+        if attention.is_shared(model):
+            with prepacked(model, min(self.max_rows, len(uniforms))):
+                _decode(model, [list(prompt) for prompt in prompts], group_size, self.max_rows, draws)
+        else:
+            for i in range(0, len(prompts), max(1, self.max_rows // group_size)):
+                some = prompts[i : i + max(1, self.max_rows // group_size)]
+                _decode_plainly(model, some, i * group_size, group_size, draws, pad_token_id)
+        prompt_ids, prompt_mask = pad_left(prompts, pad_token_id)
+        return draws.samples(prompt_ids.repeat_interleave(group_size, 0), prompt_mask.repeat_interleave(group_size, 0))
 
 
-def pad_left(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
-    """(R, L) ids padded on the left and their bool mask."""
-    length = max(map(len, rows))
-    ids = torch.tensor([[pad] * (length - len(row)) + list(row) for row in rows])
-    mask = torch.tensor([[False] * (length - len(row)) + [True] * len(row) for row in rows])
-    return ids, mask
+class _Draws:
+    """What was drawn of N completions; each by its own numbers, so that it does not matter which are decoded
+    together."""
+
+    def __init__(self, sampler: Sampler, uniforms: Tensor, eos: int, pad: int, on_finished: OnFinished | None):
+        self.sampler, self.uniforms, self.eos, self.on_finished = sampler, uniforms, eos, on_finished
+        self.ids = torch.full(uniforms.shape, pad, device=uniforms.device)
+        self.log_probs = torch.zeros_like(uniforms)
+        self.lengths = torch.zeros(len(uniforms), dtype=torch.long, device=uniforms.device)
+        self.ended = torch.zeros(len(uniforms), dtype=torch.bool, device=uniforms.device)
+
+    def draw(self, rows: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """The next token of the completions `rows`, (R,) long, by their (R, V) logits; (R,), and (R,) bool: whether
+        each goes on."""
+        at = self.lengths[rows]
+        token, log_prob = self.sampler.draw(logits, self.uniforms[rows, at])
+        self.ids[rows, at], self.log_probs[rows, at] = token, log_prob
+        self.lengths[rows] = at + 1
+        self.ended[rows] = token == self.eos
+        going = (token != self.eos) & (at + 1 < self.ids.shape[1])
+        if self.on_finished is not None:
+            for n in rows[~going].tolist():
+                self.on_finished(n, self.ids[n, : int(self.lengths[n])].tolist(), bool(self.ended[n]))
+        return token, going
+
+    def samples(self, prompt_ids: Tensor, prompt_mask: Tensor) -> Samples:
+        lengths = self.lengths.cpu()
+        width = int(lengths.max())
+        mask = torch.arange(width) < lengths.unsqueeze(1)
+        return Samples(prompt_ids, prompt_mask, self.ids[:, :width].cpu(), mask, self.ended.cpu(),
+                       self.log_probs[:, :width].cpu())  # fmt: skip
 
 
-def _decode(
-    model: Any, prompt_ids: Tensor, prompt_mask: Tensor, uniforms: Tensor, temperature: float, eos: int, pad: int
-) -> Tensor:
-    """(P, L) prompts and (N, T) uniform draws -> (N, T) ids; whatever follows an end of sequence is padding."""
-    rows, limit = uniforms.shape
-    group = rows // len(prompt_ids)
-    positions = (prompt_mask.cumsum(1) - 1).clamp(min=0)
+def _decode(model: Any, prompts: list[list[int]], group_size: int, max_rows: int, draws: _Draws) -> None:
+    device, total = model.device, len(prompts) * group_size
+    cache = Cache(model, min(max_rows, total))
+    waiting = deque(range(total))
+    held: list[int] = []  # the prompts in the cache
+    first = torch.empty(0)  # logits of what follows each
+    rows = tokens = torch.zeros(0, dtype=torch.long, device=device)  # which completions, and the last token of each
+    while waiting or len(rows):
+        begun = [waiting.popleft() for _ in range(min(len(waiting), max_rows - len(rows)))]
+        if begun:
+            wanted = sorted({n // group_size for n in begun} - set(held))
+            if wanted:
+                logits = cache.read([prompts[p] for p in wanted])
+                first = torch.cat([first, logits]) if held else logits
+                held += wanted
+            fresh = torch.tensor(begun, device=device)
+            number = torch.tensor([held.index(n // group_size) for n in begun], device=device)
+            token, going = draws.draw(fresh, first[number])
+            cache.add(number[going])
+            rows, tokens = torch.cat([rows, fresh[going]]), torch.cat([tokens, token[going]])
+        if len(rows):
+            tokens, going = draws.draw(rows, cache.step(tokens))
+            if not going.all():
+                order = cache.keep(going)
+                rows, tokens = rows[order], tokens[order]
+        needed = {n // group_size for n in rows.tolist()} | ({waiting[0] // group_size} if waiting else set())
+        if not needed.issuperset(held):
+            keep = [i for i, p in enumerate(held) if p in needed]
+            cache.drop_prompts(torch.tensor(keep, dtype=torch.long, device=device))
+            held, first = [held[i] for i in keep], first[keep]
+
+
+def _decode_plainly(
+    model: Any, prompts: Sequence[Sequence[int]], start: int, group: int, draws: _Draws, pad: int
+) -> None:
+    """Whole groups, from completion number `start` on."""
+    prompt_ids, prompt_mask = (x.to(model.device) for x in pad_left(prompts, pad))
     out = model(
         input_ids=prompt_ids,
         attention_mask=prompt_mask.long(),
-        position_ids=positions,
+        position_ids=(prompt_mask.cumsum(1) - 1).clamp(min=0),
         use_cache=True,
         logits_to_keep=1,
     )
@@ -91,20 +151,18 @@ def _decode(
     logits = out.logits[:, -1].repeat_interleave(group, 0)
     mask = prompt_mask.long().repeat_interleave(group, 0)
     next_position = mask.sum(1)
-    alive = torch.arange(rows, device=prompt_ids.device)  # rows of `ids` that the cache still holds
-    done = torch.zeros_like(alive, dtype=torch.bool)
-    ids = torch.full((rows, limit), pad, device=prompt_ids.device)
-    for t in range(limit):
-        token = pick(logits, uniforms[alive, t], temperature).masked_fill(done, pad)
-        ids[alive, t] = token
-        done = done | (token == eos)
-        if t + 1 == limit or done.all():
-            break
-        if done.sum() * 2 > len(alive):
-            keep = (~done).nonzero().squeeze(1)
-            cache.batch_select_indices(keep)
-            alive, done, token = alive[keep], done[keep], token[keep]
-            mask, next_position = mask[keep], next_position[keep]
+    held = start + torch.arange(len(logits), device=logits.device)  # rows of the cache
+    going = torch.ones_like(held, dtype=torch.bool)  # of these
+    token = torch.full_like(held, pad)
+    while True:
+        token = torch.full_like(held, pad)
+        token[going], going[going.clone()] = draws.draw(held[going], logits[going])
+        if not going.any():
+            return
+        if going.sum() * 2 < len(held):
+            cache.batch_select_indices(going.nonzero().squeeze(1))
+            held, token, mask, next_position = held[going], token[going], mask[going], next_position[going]
+            going = going[going]
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
         out = model(
             input_ids=token.unsqueeze(1),
@@ -115,18 +173,11 @@ def _decode(
             logits_to_keep=1,
         )
         logits, next_position = out.logits[:, -1], next_position + 1
-    return ids
 
 
-def pick(logits: Tensor, uniform: Tensor, temperature: float) -> Tensor:
-    """Draw one token a row by inverting its cumulative distribution; (R, V), (R,) -> (R,).
-
-    The draw is a function of the row's logits and number alone. Temperature 0 takes the most likely token.
-    """
-    if temperature == 0:
-        return logits.argmax(-1)
-    cumulative = torch.softmax(logits.float() / temperature, -1).cumsum(-1)
-    total = cumulative[:, -1:]
-    # Below the total, so that rounding never points past the last token that has any probability.
-    target = torch.minimum(uniform.unsqueeze(1) * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cumulative, target, right=True).squeeze(1)
+def pad_left(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
+    """(R, L) ids padded on the left and their bool mask."""
+    length = max(map(len, rows))
+    ids = torch.tensor([[pad] * (length - len(row)) + list(row) for row in rows])
+    mask = torch.tensor([[False] * (length - len(row)) + [True] * len(row) for row in rows])
+    return ids, mask
