@@ -1,18 +1,20 @@
 """From samples to rewards: find the blocks, verify the answers, apply each objective, deal with malformed output."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from bae.batch import ANSWER, Completion, Problem, Samples, Scored
-from bae.blocks import Block, Malformed, check_malformed, sections_named
+from bae.blocks import Block, Malformed, Section, check_malformed, sections_named
 from bae.numbers import Number
 from bae.objectives import Objective, check_objectives
-from bae.tokens import NUMBER, locate_blocks
-from bae.verifier import Verdict, Verifier
+from bae.tokens import NUMBER, Located, locate_blocks
+from bae.verifier import Pair, Pending, Verdict, Verifier
 
 
 class Scorer:
@@ -57,34 +59,23 @@ class Scorer:
 
     def __call__(self, problems: Sequence[Problem], samples: Samples) -> Scored:
         """problems: N, one for each completion."""
-        block_of = torch.full(samples.completion_ids.shape, -1)
-        completions: list[Completion] = []
-        numbers: list[tuple[Number, ...]] = []
-        rows = zip(problems, samples.completion_ids.tolist(), samples.completion_mask.sum(1).tolist(),
-                   samples.ended.tolist(), strict=True)  # fmt: skip
-        for n, (problem, ids, length, ended) in enumerate(rows):
-            located = locate_blocks(ids[: length - ended], self.vocabulary, self.blocks, ended)
-            positions, spans = located.block_of[:length], located.spans
-            block_of[n, :length] = torch.tensor(positions)
-            numbers.append(located.numbers)
-            stated = tuple(number.value for number in located.numbers)
-            counts = Counter(positions)
-            tokens = {block.name: counts[k] for k, block in enumerate(self.blocks)}
-            completions.append(Completion(problem, located.text, spans.sections, spans.well_formed, (), stated, length,
-                                          not ended, tokens))  # fmt: skip
-        completions = self._verified(completions)
-        return self._rewarded(completions, block_of, numbers)
+        with self.begin(problems) as scoring:
+            return scoring.finish(samples)
 
-    def _verified(self, completions: Sequence[Completion]) -> list[Completion]:
-        answers = [[s.content for s in c.sections if s.tag == ANSWER] for c in completions]
-        pairs = [(a, c.problem.answer) for c, mine in zip(completions, answers, strict=True) for a in mine]
-        different = list(dict.fromkeys(pairs))  # samples of one problem often agree, and those of one prefix always do
-        verdicts = dict(zip(different, self.verifier.verify(different), strict=True))
-        verified = [
-            replace(c, verdicts=tuple(verdicts[answer, c.problem.answer] for answer in mine))
-            for c, mine in zip(completions, answers, strict=True)
-        ]
-        return self._compared(verified, answers) if any(len(mine) > 1 for mine in answers) else verified
+    @contextmanager
+    def begin(self, problems: Sequence[Problem]) -> Iterator["Scoring"]:
+        """The same for completions that come in one by one. An error in the body drops the checks under way."""
+        try:
+            yield Scoring(self, problems)
+        except BaseException:
+            self.verifier.close()
+            raise
+
+    def reward(self, completions: list[Completion], block_of: Tensor, numbers: Sequence[Sequence[Number]]) -> Scored:
+        """The last step, for completions that have their verdicts."""
+        answers = [_answers(c.sections) for c in completions]
+        compared = self._compared(completions, answers) if any(len(mine) > 1 for mine in answers) else completions
+        return self._rewarded(compared, block_of, numbers)
 
     def _compared(self, completions: Sequence[Completion], answers: Sequence[Sequence[str]]) -> list[Completion]:
         """Which later answers are the first one again. Two right answers are equal, a right and a wrong one are not;
@@ -121,6 +112,69 @@ class Scorer:
     def spoilt(self, j: int) -> float:
         """What objective number j gives a completion whose block is malformed."""
         return self.objectives[j].worst if self.malformed[j] == "penalise" else 0.0
+
+
+class _Read(NamedTuple):
+    """A completion as it was sampled, and what was found in it."""
+
+    ids: list[int]
+    ended: bool
+    located: Located
+
+
+class Scoring:
+    """One batch on its way through a scorer. A completion that is added is read, and its answers go to the verifier.
+    That saves waiting later; the scores depend on what `finish` is given alone.
+
+    problems: N, one for each completion.
+    """
+
+    def __init__(self, scorer: Scorer, problems: Sequence[Problem]):
+        self._scorer, self._problems = scorer, problems
+        self._read: dict[int, _Read] = {}
+        # By pair: samples of one problem often agree, and those of one prefix always do.
+        self._verdicts: dict[Pair, Pending] = {}
+
+    def add(self, n: int, ids: Sequence[int], ended: bool) -> None:
+        """Read completion n and begin to verify it, without waiting. ids: with the end of sequence, if it `ended`."""
+        ids = list(ids)
+        if n in self._read and self._read[n][:2] == (ids, ended):
+            return
+        located = locate_blocks(ids[: len(ids) - ended], self._scorer.vocabulary, self._scorer.blocks, ended)
+        self._read[n] = _Read(ids, ended, located)
+        for answer in _answers(located.spans.sections):
+            pair = answer, self._problems[n].answer
+            if pair not in self._verdicts:
+                self._verdicts[pair] = self._scorer.verifier.submit([pair])
+
+    def finish(self, samples: Samples) -> Scored:
+        """The scores, once the verdicts are there. What was not added, or differs from what was, is added first."""
+        rows = zip(self._problems, samples.completion_ids.tolist(), samples.completion_mask.sum(1).tolist(),
+                   samples.ended.tolist(), strict=True)  # fmt: skip
+        for n, (_, ids, length, ended) in enumerate(rows):
+            self.add(n, ids[:length], ended)
+        block_of = torch.full(samples.completion_ids.shape, -1)
+        completions = []
+        for n, problem in enumerate(self._problems):
+            length = len(self._read[n].ids)
+            positions = self._read[n].located.block_of[:length]
+            block_of[n, :length] = torch.tensor(positions)
+            completions.append(self._completion(problem, self._read[n], Counter(positions)))
+        numbers = [self._read[n].located.numbers for n in range(len(completions))]
+        return self._scorer.reward(completions, block_of, numbers)
+
+    def _completion(self, problem: Problem, read: _Read, tokens: Counter[int]) -> Completion:
+        """tokens: of each block, by its number."""
+        spans = read.located.spans
+        verdicts = tuple(self._verdicts[answer, problem.answer]()[0] for answer in _answers(spans.sections))
+        stated = tuple(number.value for number in read.located.numbers)
+        by_name = {block.name: tokens[k] for k, block in enumerate(self._scorer.blocks)}
+        return Completion(problem, read.located.text, spans.sections, spans.well_formed, verdicts, stated,
+                          len(read.ids), not read.ended, by_name)  # fmt: skip
+
+
+def _answers(sections: Sequence[Section]) -> list[str]:
+    return [section.content for section in sections if section.tag == ANSWER]
 
 
 def _values(objective: Objective, completions: Sequence[Completion]) -> Tensor:

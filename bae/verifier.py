@@ -26,9 +26,11 @@ import signal
 import threading
 import weakref
 from collections.abc import Callable, Sequence
+from concurrent.futures import wait
+from contextlib import suppress
 from typing import Any, Protocol
 
-from pebble import ProcessExpired, ProcessPool
+from pebble import ProcessExpired, ProcessFuture, ProcessPool
 
 from bae import answers
 
@@ -47,13 +49,21 @@ class Verdict(enum.Enum):
 
 
 Check = Callable[[str, str], Verdict]
+Pending = Callable[[], list[Verdict]]
+"""Verdicts that may still be in the making; a call waits for them, a further call gives the same again."""
 
 
 class Verifier(Protocol):
     """Compares answers with references, and with each other; one result per pair, in order."""
 
+    def submit(self, pairs: Sequence[Pair]) -> Pending:
+        """Begin to check (answer, reference) pairs, without waiting.
+
+        Raises ValueError for a bad reference, at once or when the verdicts are asked for.
+        """
+
     def verify(self, pairs: Sequence[Pair]) -> list[Verdict]:
-        """Verdicts on (answer, reference) pairs. Raises ValueError for a bad reference."""
+        """`submit`, and wait for the verdicts."""
 
     def equivalent(self, pairs: Sequence[Pair]) -> list[bool]:
         """Whether two answers of the policy mean the same, for votes among them.
@@ -62,7 +72,8 @@ class Verifier(Protocol):
         if either cannot be read or is out of the limits: raises nothing for what answers contain.
         """
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Drop what is still being checked, and free what checks need; a later call starts anew."""
 
 
 class IntegerVerifier:
@@ -75,8 +86,12 @@ class IntegerVerifier:
     def __init__(self, max_digits: int = 100) -> None:
         self._integer = re.compile(rf"[+-]?[0-9]{{1,{max_digits}}}")
 
+    def submit(self, pairs: Sequence[Pair]) -> Pending:
+        verdicts = [self._compare(answer.strip(), reference.strip()) for answer, reference in pairs]
+        return lambda: verdicts
+
     def verify(self, pairs: Sequence[Pair]) -> list[Verdict]:
-        return [self._compare(answer.strip(), reference.strip()) for answer, reference in pairs]
+        return self.submit(pairs)()
 
     def equivalent(self, pairs: Sequence[Pair]) -> list[bool]:
         return [self._same(one.strip(), other.strip()) for one, other in pairs]
@@ -107,7 +122,8 @@ class MathVerifier:
     Each distinct pair is checked once per call. An answer out of its limits costs `timeout` seconds and its
     worker, 1-3 s to replace: n of them take up to n * (timeout + 3) / workers seconds. A reference too slow
     to parse shows as TIMEOUT as well. Workers start at the first call that needs them and end with close(),
-    the object or the interpreter; a call after close() starts new ones. Calls from threads take turns.
+    the object or the interpreter; a call after close() starts new ones, as does a wait for checks that it dropped.
+    Calls from threads share the workers.
 
     Raises ValueError for a reference that is blank or has brackets that do not match (the data's fault, not the
     policy's), RuntimeError if the workers break down three times in one call.
@@ -119,31 +135,20 @@ class MathVerifier:
         self._pool: ProcessPool | None = None
         self._stop: weakref.finalize[..., Any] | None = None
 
-    def verify(self, pairs: Sequence[Pair]) -> list[Verdict]:
+    def submit(self, pairs: Sequence[Pair]) -> Pending:
         for _, reference in pairs:
             if not reference.strip():
                 raise ValueError(f"the reference is blank: {reference!r}")
-        return self._checked(_check, pairs)
+        return _Checks(self, _check, pairs)
+
+    def verify(self, pairs: Sequence[Pair]) -> list[Verdict]:
+        return self.submit(pairs)()
 
     def equivalent(self, pairs: Sequence[Pair]) -> list[bool]:
         ordered = [(min(texts), max(texts)) for texts in ((one.strip(), other.strip()) for one, other in pairs)]
         unequal = [pair for pair in ordered if pair[0] != pair[1] and max(map(len, pair)) <= self.max_chars]
-        verdicts = dict(zip(unequal, self._checked(_check_both_ways, unequal), strict=True))
+        verdicts = dict(zip(unequal, _Checks(self, _check_both_ways, unequal)(), strict=True))
         return [pair[0] == pair[1] or verdicts.get(pair) is Verdict.CORRECT for pair in ordered]
-
-    def _checked(self, check: Check, pairs: Sequence[Pair]) -> list[Verdict]:
-        verdicts: dict[Pair, Verdict] = {}
-        with self._lock:
-            for last_try in (False, False, True):
-                try:
-                    self._complete(verdicts, check, pairs)
-                    break
-                except BaseException as error:
-                    self.close()  # drops the checks still queued
-                    # RuntimeError is a broken pool, for instance after idle workers were killed from outside.
-                    if last_try or not isinstance(error, RuntimeError):
-                        raise
-        return [verdicts[pair] for pair in pairs]
 
     def close(self) -> None:
         with self._lock:
@@ -151,26 +156,17 @@ class MathVerifier:
                 self._stop()
             self._pool = self._stop = None
 
-    def _complete(self, verdicts: dict[Pair, Verdict], check: Check, pairs: Sequence[Pair]) -> None:
-        futures = {}
-        for pair in dict.fromkeys(pairs):
-            answer, reference = pair
-            if pair in verdicts:
-                continue
-            if len(answer) > self.max_chars or not answer.strip():
-                verdicts[pair] = Verdict.UNPARSEABLE
-            elif answer.strip() == reference.strip():
-                verdicts[pair] = Verdict.CORRECT
-            else:
-                futures[pair] = self._running_pool().schedule(check, pair, timeout=self.timeout)
-        for pair, future in futures.items():
-            error = future.exception()  # not raised when expected: a traceback would tie self into a cycle
-            if isinstance(error, (TimeoutError, ProcessExpired)):
-                verdicts[pair] = Verdict.TIMEOUT
-            elif error is not None:
-                raise error
-            else:
-                verdicts[pair] = future.result()
+    def _schedule(self, check: Check, pair: Pair) -> tuple[ProcessPool, ProcessFuture[Verdict]]:
+        """One check, in the queue of the workers. Raises RuntimeError if they cannot be had."""
+        with self._lock:
+            try:
+                if self._pool is not None and not self._pool.active:
+                    self.close()  # it broke, for instance after idle workers were killed from outside
+                pool = self._running_pool()
+                return pool, pool.schedule(check, pair, timeout=self.timeout)
+            except RuntimeError:
+                self.close()
+                raise
 
     def _running_pool(self) -> ProcessPool:
         if self._pool is None:
@@ -178,6 +174,56 @@ class MathVerifier:
             self._pool = ProcessPool(self.workers, 0, _start_worker, (self.memory_mb,), spawn)
             self._stop = weakref.finalize(self, _stop_pool, self._pool)  # runs at exit too
         return self._pool
+
+
+class _Checks:
+    """The checks of some pairs, queued at once; a call waits for the verdicts. Each distinct pair is checked once."""
+
+    def __init__(self, verifier: MathVerifier, check: Check, pairs: Sequence[Pair]) -> None:
+        self._verifier, self._check, self._pairs = verifier, check, list(pairs)
+        self._verdicts: dict[Pair, Verdict] = {}
+        self._queued: dict[Pair, tuple[ProcessPool, ProcessFuture[Verdict]]] = {}
+        for answer, reference in self._pairs:
+            if len(answer) > verifier.max_chars or not answer.strip():
+                self._verdicts[answer, reference] = Verdict.UNPARSEABLE
+            elif answer.strip() == reference.strip():
+                self._verdicts[answer, reference] = Verdict.CORRECT
+        with suppress(RuntimeError):  # the call will try again, and tell
+            self._queue()
+
+    def __call__(self) -> list[Verdict]:
+        for last_try in (False, False, True):
+            try:
+                self._queue()
+                self._collect()
+                break
+            except BaseException as error:
+                # RuntimeError is a pool that broke or was closed.
+                if last_try or not isinstance(error, RuntimeError):
+                    self._verifier.close()  # drops the checks still queued
+                    raise
+                self._queued.clear()
+        return [self._verdicts[pair] for pair in self._pairs]
+
+    def _queue(self) -> None:
+        for pair in dict.fromkeys(self._pairs):
+            if pair not in self._verdicts and pair not in self._queued:
+                self._queued[pair] = self._verifier._schedule(self._check, pair)
+
+    def _collect(self) -> None:
+        for pair, (pool, future) in list(self._queued.items()):
+            while not future.done():
+                if not pool.active:  # it broke or was closed, and what it had in its queue is never done
+                    raise RuntimeError("the worker processes of the verifier broke down")
+                wait([future], timeout=1.0)
+            error = future.exception()  # not raised when expected: a traceback would tie self into a cycle
+            if isinstance(error, (TimeoutError, ProcessExpired)):
+                self._verdicts[pair] = Verdict.TIMEOUT
+            elif error is not None:
+                raise error
+            else:
+                self._verdicts[pair] = future.result()
+            del self._queued[pair]
 
 
 def _stop_pool(pool: ProcessPool) -> None:

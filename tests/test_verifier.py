@@ -231,6 +231,32 @@ def test_batch(maths):
     assert time.monotonic() - start < 60  # 3-4 s on two idle cores
 
 
+# Checks that are begun now and waited for later
+
+
+def test_integers_are_submitted():
+    pending = IntegerVerifier().submit([("7", "7"), ("8", "7"), ("x", "7")])
+    assert pending() == pending() == [CORRECT, WRONG, UNPARSEABLE]
+    with pytest.raises(ValueError, match="reference"):
+        IntegerVerifier().submit([("7", "x")])
+
+
+def test_submitted_in_one_order_and_asked_for_in_another(maths):
+    pending = [maths.submit([(f"{n}.0", str(n)), (f"{n}.0", "77"), ("", "1")]) for n in range(20)]
+    for one in reversed(pending):
+        assert one() == one() == [CORRECT, WRONG, UNPARSEABLE]
+    assert maths.submit([])() == []
+
+
+def test_bad_references_are_submitted(maths):
+    with pytest.raises(ValueError, match="blank"):
+        maths.submit([("5.0", "5"), ("", " ")])
+    bad, good = maths.submit([("5", "}")]), maths.submit([("5.0", "5")])
+    with pytest.raises(ValueError, match=r"reference.*'}'"):
+        bad()
+    assert good() == [CORRECT]
+
+
 # MathVerifier: workers
 
 
@@ -257,6 +283,55 @@ def test_life_of_the_workers():
     assert len(_workers() - before) == 1
     del other  # the workers end with the object
     assert _workers() == before
+
+
+@pytest.mark.parametrize("noticed", [0.0, 0.5])
+def test_workers_that_die_between_two_submissions(noticed):
+    """noticed: seconds that the pool has to see it; right after, what is queued is lost with the pool."""
+    before = _workers()
+    one = MathVerifier(timeout=20.0, workers=2)
+    first = one.submit([("1.0", "1")])
+    assert first() == [CORRECT]
+    for worker in _workers() - before:
+        os.kill(worker, signal.SIGKILL)
+    time.sleep(noticed)
+    pending = [one.submit([(f"{n}.0", str(n))]) for n in range(2, 30)]
+    assert [check() for check in (first, *pending)] == [[CORRECT]] * 29
+    one.close()
+    assert _workers() == before
+
+
+def test_closing_drops_what_is_under_way():
+    before = _workers()
+    one = MathVerifier(timeout=60.0, workers=1)
+    pending = [one.submit([pair]) for pair in (("10^{10^{9}}", OPEN), ("1.0", "1"))]
+    start = time.monotonic()
+    one.close()
+    assert time.monotonic() - start < 5.0
+    assert _workers() == before
+    assert pending[1]() == [CORRECT]  # whoever waits for it still gets it
+    one.close()
+    assert _workers() == before
+
+
+def test_a_wait_outlives_a_close_in_another_thread():
+    one, verdicts = MathVerifier(timeout=20.0, workers=1), []
+    waiting = threading.Thread(target=lambda: verdicts.extend(one.verify([("1.0", "1"), ("2.0", "1")])))
+    waiting.start()
+    time.sleep(0.3)  # the worker is still importing
+    one.close()
+    waiting.join()
+    one.close()
+    assert verdicts == [CORRECT, WRONG]
+
+
+def test_workers_that_break_down_again_and_again(monkeypatch):
+    monkeypatch.setattr(verifier, "_start_worker", os._exit)  # with the memory limit as its status
+    one = MathVerifier(memory_mb=1, workers=1)
+    pending = one.submit([("1.0", "1")])
+    with pytest.raises(RuntimeError):
+        pending()
+    one.close()
 
 
 def test_import_is_light():
@@ -288,6 +363,31 @@ def test_hostile_answers_to_a_number_cost_nothing():
     assert time.monotonic() - start < 5.0  # 0.1 s on an idle machine
     hostile.close()
     assert set(verdicts) == {WRONG, UNPARSEABLE}
+
+
+def test_a_hostile_answer_holds_up_nobody():
+    before = _workers()
+    two = MathVerifier(timeout=60.0, workers=2)
+    two.verify([("1.0", "1")])
+    start = time.monotonic()
+    two.submit([("10^{10^{9}}", OPEN)])
+    others = [two.submit([(f"{n}.0", str(n))]) for n in range(20)]
+    assert time.monotonic() - start < 1.0  # nothing waits before it is asked
+    assert [check() for check in others] == [[CORRECT]] * 20
+    assert time.monotonic() - start < 30.0
+    two.close()
+    assert _workers() == before
+
+
+def test_a_timeout_passes_while_others_work():
+    one = MathVerifier(timeout=0.5, workers=1)
+    one.verify([("1.0", "1")])
+    pending = one.submit([("10^{10^{9}}", OPEN)])
+    time.sleep(2.0)
+    start = time.monotonic()
+    assert pending() == [TIMEOUT]
+    assert time.monotonic() - start < 0.5
+    one.close()
 
 
 @pytest.mark.slow

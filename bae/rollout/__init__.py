@@ -1,9 +1,12 @@
 """Rollout engines: from prompts to sampled completions."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from bae.batch import Samples
+
+OnFinished = Callable[[int, Sequence[int], bool], None]
+"""(number of a completion, its token ids up to and including the end of sequence, whether it ended)"""
 
 
 class RolloutEngine(Protocol):
@@ -20,12 +23,14 @@ class RolloutEngine(Protocol):
         temperature: float,
         eos_token_id: int,
         pad_token_id: int,
+        on_finished: OnFinished | None = None,
     ) -> Samples:
         """Sample G completions of each of P prompts.
 
         model: the policy, a transformers causal language model.
         prompts: P lists of token ids. keys: P seeds; a group's draws depend on its key alone, not on what else is
         in the batch, so any rank can repeat any group.
+        on_finished: called in this thread for each completion as soon as it is done, so that others can begin with it.
         Returns N = P * G completions, group by group.
         """
         ...

@@ -1,7 +1,7 @@
 """Cached decoding in this process, with the very weights that are being trained."""
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,11 +10,10 @@ from torch import Tensor
 
 from bae import attention
 from bae.batch import Samples
+from bae.rollout import OnFinished
 from bae.rollout.cache import Cache
 from bae.rollout.prepacked import prepacked
 from bae.rollout.sampling import Sampler
-
-OnFinished = Callable[[int, Sequence[int], bool], None]
 
 
 class LocalEngine:

@@ -34,20 +34,33 @@ class Pipeline:
     ) -> tuple[Samples, Scored, dict[str, float]]:
         """`group_size` completions of each problem; keys: one seed for each problem.
 
-        Returns samples, scores and the seconds that "rollout" and "reward" took.
+        Completions are read and verified while others are being sampled, as far as the engine tells of them. Returns
+        samples, scores and seconds: "rollout" of sampling, "reward" of what scoring adds to that, which is reading in
+        between, and the rest after it. Their sum is the time of the call.
         """
         start = perf_counter()
         tokenizer = self.policy.tokenizer
-        samples = self.engine.sample(
-            self.policy.model,
-            [self.policy.encode(self.system_prompt, problem.question, self.examples) for problem in problems],
-            keys,
-            group_size=group_size,
-            max_new_tokens=self.max_new_tokens,
-            temperature=self.temperature,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-        sampled = perf_counter()
-        scored = self.scorer([problem for problem in problems for _ in range(group_size)], samples)
-        return samples, scored, {"rollout": sampled - start, "reward": perf_counter() - sampled}
+        between = 0.0
+        with self.scorer.begin([problem for problem in problems for _ in range(group_size)]) as scoring:
+
+            def add(n: int, ids: Sequence[int], ended: bool) -> None:
+                nonlocal between
+                begun = perf_counter()
+                scoring.add(n, ids, ended)
+                between += perf_counter() - begun
+
+            samples = self.engine.sample(
+                self.policy.model,
+                [self.policy.encode(self.system_prompt, problem.question, self.examples) for problem in problems],
+                keys,
+                group_size=group_size,
+                max_new_tokens=self.max_new_tokens,
+                temperature=self.temperature,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+                on_finished=add,
+            )
+            sampled = perf_counter()
+            scored = scoring.finish(samples)
+        rollout = sampled - start - between
+        return samples, scored, {"rollout": rollout, "reward": perf_counter() - start - rollout}
