@@ -64,6 +64,25 @@ def is_clipped(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, cli
     return ((ratio > 1 + clip_high) & (advantages > 0)) | ((ratio < 1 - clip) & (advantages < 0))
 
 
+def importance(log_probs: Tensor, sampled_log_probs: Tensor, cap: float) -> Tensor:
+    """min(pi / mu, cap), for tokens that were drawn from mu in the place of pi; any shape.
+
+    An engine's numerics are not the trainer's, so its distribution mu is a little another one (truncated importance
+    sampling: Yao et al. 2025, "Your efficient RL framework secretly brings you off-policy RL training").
+    """
+    return torch.exp(log_probs - sampled_log_probs).clamp(max=cap)
+
+
+def mismatch(
+    log_probs: Tensor, sampled_log_probs: Tensor, mask: Tensor, cap: float | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """How far mu is from pi on the tokens drawn from it: the sum of r - 1 - log r, r = pi / mu, whose mean estimates
+    KL(mu, pi) (Schulman's k3), in nats; how many have r above the cap; and the largest |log r|. Scalars."""
+    log_ratio = (log_probs - sampled_log_probs).where(mask, 0.0)
+    capped = torch.zeros_like(mask) if cap is None else log_ratio.exp() > cap
+    return (log_ratio.expm1() - log_ratio).sum(), capped.sum(), log_ratio.abs().max()
+
+
 def log_probs_and_entropy(logits: Tensor, ids: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Log-probability of each id and entropy of its distribution, in nats, at the sampling temperature.
 

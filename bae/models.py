@@ -59,6 +59,7 @@ def load_pretrained(
     gradient_checkpointing: bool = False,
     attn_implementation: str | None = None,
     shared_prefix: bool = True,
+    compile: bool = False,
 ) -> Policy:
     """A policy from a local folder or a hub id, safetensors only.
 
@@ -82,7 +83,7 @@ def load_pretrained(
             f"model.path={path}: no such folder, and the hub does not give it ({_first_line(error)}); "
             "check the spelling, log in if it is gated, or name a local folder"
         ) from error
-    return _finish(model, tokenizer, prompt_template, gradient_checkpointing, shared_prefix)
+    return _finish(model, tokenizer, prompt_template, gradient_checkpointing, shared_prefix, compile)
 
 
 def load_gguf(
@@ -92,6 +93,7 @@ def load_gguf(
     prompt_template: str | None = None,
     gradient_checkpointing: bool = False,
     shared_prefix: bool = True,
+    compile: bool = False,
 ) -> Policy:
     """A policy from a GGUF file inside an installed package, dequantised.
 
@@ -109,11 +111,16 @@ def load_gguf(
     model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
     model.load_state_dict(loaded.state_dict())
     model.tie_weights()
-    return _finish(model, tokenizer, prompt_template, gradient_checkpointing, shared_prefix)
+    return _finish(model, tokenizer, prompt_template, gradient_checkpointing, shared_prefix, compile)
 
 
 def _finish(
-    model: Any, tokenizer: Any, prompt_template: str | None, gradient_checkpointing: bool, shared_prefix: bool
+    model: Any,
+    tokenizer: Any,
+    prompt_template: str | None,
+    gradient_checkpointing: bool,
+    shared_prefix: bool,
+    compile: bool,
 ) -> Policy:
     if tokenizer.eos_token_id is None:
         raise ValueError("model: its tokenizer has no end-of-sequence token; choose another model")
@@ -129,7 +136,16 @@ def _finish(
     if shared_prefix:
         attention.share(model)
         check_shared_prefix(model)
+    if compile:
+        compile_layers(model)
     return Policy(model, tokenizer, prompt_template)
+
+
+def compile_layers(model: Any) -> None:
+    """Let torch.compile fuse what each layer does beside matrix products and attention. Layers are alike, so one is
+    compiled, at its first pass, for all lengths."""
+    for layer in model.get_decoder().layers:
+        layer.compile(dynamic=True)
 
 
 def _first_line(error: Exception) -> str:

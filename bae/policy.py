@@ -14,7 +14,7 @@ from bae.agreement import count_sketch
 from bae.batch import NumberAdvantages, RolloutBatch, Samples
 from bae.blocks import Block
 from bae.forward import Pass, completion_pass, flat_gradient
-from bae.losses import Aggregation, block_mean, blockwise_clipped_loss, is_clipped
+from bae.losses import Aggregation, block_mean, blockwise_clipped_loss, importance, is_clipped, mismatch
 from bae.models import Policy
 from bae.numbers import all_action, candidate_log_probs, expected, token_advantages
 from bae.packing import micro_batches
@@ -60,6 +60,8 @@ class PolicyModule(L.LightningModule):
     it.
     optimizer_steps: mini-batches, one optimiser step each, that a rollout batch is cut into.
     aggregation: how tokens are weighed.
+    importance_cap: tokens count by how much likelier they are to the policy than to the sampler, up to this; None for
+        all alike. See bae.losses.importance.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class PolicyModule(L.LightningModule):
         final_lr: float = 1.0,
         clip_high: float | None = None,
         aggregation: Aggregation = block_mean,
+        importance_cap: float | None = None,
     ):
         super().__init__()
         self.automatic_optimization = False
@@ -94,6 +97,7 @@ class PolicyModule(L.LightningModule):
         self.optimizer_steps = optimizer_steps
         self.final_lr = final_lr
         self.aggregation = aggregation
+        self.importance_cap = importance_cap
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(self.parameters())
@@ -102,7 +106,9 @@ class PolicyModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)}
 
     def training_step(self, batch: RolloutBatch, batch_idx: int) -> None:
-        """Writes batch.metrics: entropy (nats a token), clip_fraction, grad_norm, lr; means over optimiser steps."""
+        """Writes batch.metrics: entropy (nats a token), clip_fraction, grad_norm, lr, and, if the engine tells with
+        what probability it drew each token, mismatch_kl, mismatch_max and mismatch_capped; means over optimiser
+        steps."""
         samples, _ = batch.rolled_out()
         with batch.timed("update"):
             minis = [
@@ -163,7 +169,7 @@ class PolicyModule(L.LightningModule):
         share = len(work.weights) / len(mini)  # weights are those of the whole batch
         # DDP takes the mean over ranks, so that each divides by the tokens that a rank has on average.
         tokens = float(self._over_ranks(work.samples.completion_mask[mini].sum()))
-        sums = torch.zeros(2)
+        sums, furthest = torch.zeros(4), torch.zeros(())
         for part in parts:
             seen = completion_pass(self.model, work.samples, part, self.temperature)
             log_p, entropy = seen.log_p, seen.entropy
@@ -173,14 +179,22 @@ class PolicyModule(L.LightningModule):
             with self._gradients_travel(part is parts[-1]):
                 self.manual_backward(loss)
             clipped = is_clipped(log_p.detach(), old_log_p, advantage, self.clip, self.clip_high) & mask
-            sums += torch.stack([(entropy.detach() * mask).sum(), clipped.sum()]).cpu()
+            kl, capped, most = mismatch(
+                old_log_p, self._sampled_log_p(work, part, old_log_p), mask, self.importance_cap
+            )
+            sums += torch.stack([(entropy.detach() * mask).sum(), clipped.sum(), kl, capped]).cpu()
+            furthest = torch.maximum(furthest, most.cpu())
         norm = self._clip_gradients()
         optimizer.step()
         optimizer.zero_grad()
         lr = float(scheduler.get_last_lr()[0])
         scheduler.step()
         means = (self._over_ranks(sums) / tokens).tolist()
-        return {"entropy": means[0], "clip_fraction": means[1], "grad_norm": norm, "lr": lr}
+        metrics = {"entropy": means[0], "clip_fraction": means[1], "grad_norm": norm, "lr": lr}
+        if work.samples.log_probs is not None:
+            furthest = self._over_ranks(furthest, "max")
+            metrics |= {"mismatch_kl": means[2], "mismatch_capped": means[3], "mismatch_max": float(furthest)}
+        return metrics
 
     def _surrogate_loss(self, work: Work, part: Tensor, seen: Pass, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The loss of the micro-batch `part` whose tokens have these weights, (B, T'); and the (B, T') advantages and
@@ -192,8 +206,15 @@ class PolicyModule(L.LightningModule):
         for numbers in work.numbers:
             change, gain = self._number_advantages(numbers, seen, part, block_of, weight)
             advantage, loss = advantage + change, loss - gain
+        if self.importance_cap is not None:
+            weight = weight * importance(old_log_p, self._sampled_log_p(work, part, old_log_p), self.importance_cap)
         loss = loss + blockwise_clipped_loss(log_p, old_log_p, advantage, weight, self.clip, self.clip_high)
         return loss, advantage, old_log_p
+
+    def _sampled_log_p(self, work: Work, part: Tensor, old_log_p: Tensor) -> Tensor:
+        """(B, T'): the engine's log-probabilities; the policy's own where it does not tell."""
+        told = work.samples.log_probs
+        return old_log_p if told is None else self._columns(told, part, old_log_p)
 
     def _columns(self, x: Tensor, part: Tensor, like: Tensor) -> Tensor:
         """The rows `part` of (N, T), as wide as `like`: (B, T')."""

@@ -99,6 +99,8 @@ def check(cfg: DictConfig) -> None:
         raise cli.UserError(f"training.clip={cfg.training.clip}: must lie between 0 and 1")
     if cfg.training.clip_high is not None and cfg.training.clip_high <= 0:
         raise cli.UserError(f"training.clip_high={cfg.training.clip_high}: must be above 0, or null")
+    if cfg.training.importance_cap is not None and cfg.training.importance_cap <= 0:
+        raise cli.UserError(f"training.importance_cap={cfg.training.importance_cap}: must be above 0, or null")
     if not 0 <= cfg.training.final_lr <= 1:
         raise cli.UserError(f"training.final_lr={cfg.training.final_lr}: a share of lr, from 0 to 1")
     if cfg.training.micro_batch_tokens < 1:

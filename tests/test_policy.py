@@ -1,5 +1,6 @@
 """The training step: gradients that depend on what they should, and on nothing else."""
 
+import math
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ import torch
 from bae.agreement import count_sketch
 from bae.batch import Advantages, NumberAdvantages, RolloutBatch, Samples, Scored
 from bae.blocks import make_blocks
-from bae.forward import completion_logits
+from bae.forward import completion_logits, completion_pass
 from bae.losses import block_mean, constant_length, token_mean
 from bae.numbers import Decisions
 from bae.policy import PolicyModule, lr_share
@@ -376,3 +377,35 @@ def test_reading_before_writing_is_explained():
         empty.rolled_out()
     with pytest.raises(RuntimeError, match=r"put bae\.callbacks\.BlockwiseAdvantages after"):
         empty.weighed()
+
+
+def told(work, policy, ratio):
+    """The batch, sampled by an engine to which each token was 1/ratio as likely as to the policy."""
+    seen = completion_pass(policy.model, work.samples, EVERYONE, 0.8)
+    log_probs = torch.zeros(work.samples.completion_mask.shape)
+    log_probs[:, : seen.log_p.shape[1]] = (seen.log_p - math.log(ratio)).detach()
+    return replace(work, samples=replace(work.samples, log_probs=log_probs), metrics={}, seconds={})
+
+
+@pytest.mark.parametrize(
+    ("ratio", "cap", "factor"), [(1.0, 2.0, 1.0), (1.5, 2.0, 1.5), (3.0, 2.0, 2.0), (3.0, None, 1.0)]
+)
+@pytest.mark.parametrize("optimizer_steps", [1, 2])
+def test_importance_weighs_tokens_up_to_the_cap(tiny, ratio, cap, factor, optimizer_steps):
+    plain = gradients(tiny, batch(), optimizer_steps=optimizer_steps)
+    work = told(batch(), tiny, ratio)
+    weighed = gradients(tiny, work, optimizer_steps=optimizer_steps, importance_cap=cap)
+    if optimizer_steps == 1 or factor == 1:
+        assert_same(weighed, {name: factor * g for name, g in plain.items()}, atol=1e-5)
+    else:  # the second step begins elsewhere
+        assert any((weighed[name] - g).abs().max() > 1e-4 for name, g in plain.items())
+    kl = ratio - 1 - math.log(ratio)
+    assert work.metrics["mismatch_kl"] == pytest.approx(kl, abs=1e-5)
+    assert work.metrics["mismatch_max"] == pytest.approx(math.log(ratio), abs=1e-5)
+    assert work.metrics["mismatch_capped"] == float(cap is not None and ratio > cap)
+
+
+def test_without_the_engines_word_there_is_no_mismatch(tiny):
+    work = batch()
+    gradients(tiny, work, importance_cap=2.0)
+    assert not any(name.startswith("mismatch") for name in work.metrics)

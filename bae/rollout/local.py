@@ -31,6 +31,7 @@ class LocalEngine:
         Sampler(1.0, top_k, top_p)  # refused here, not at the first step
         self.max_rows, self.top_k, self.top_p = max_rows, top_k, top_p
 
+    @torch.compiler.set_stance("force_eager")  # compiled layers would be compiled again for weights in another order
     @torch.no_grad()  # not inference_mode: the ids return in the training pass, which keeps them for backward
     def sample(
         self,
