@@ -9,10 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# Before torch is loaded: OpenMP's threads spin for as long as they like while they wait for each other. With another
-# busy process on the same cores that made a step 40 times slower; with this bound 4 times, and alone no slower.
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-
+import bae.process  # noqa: F401  # isort: skip  before torch
 import hydra
 from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig

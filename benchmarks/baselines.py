@@ -6,7 +6,6 @@ milliseconds, and as a share of the whole step (rollout, reward, baseline, updat
 
 import argparse
 import gc
-import os
 import resource
 import statistics
 import subprocess
@@ -14,8 +13,7 @@ import sys
 from functools import partial
 from types import SimpleNamespace
 
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-
+import bae.process  # noqa: F401  # isort: skip  before torch
 import torch
 from hydra import compose, initialize_config_dir
 

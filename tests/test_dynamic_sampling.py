@@ -136,8 +136,9 @@ def test_parts_of_parts_are_the_parts(tiny):
     for wanted, rows in zip(parts, ([0, 1], [2, 3, 4]), strict=True):
         samples, scored = rows_of(*whole, torch.tensor(rows))
         width = wanted[0].completion_ids.shape[1]
-        narrow = replace(samples, completion_ids=samples.completion_ids[:, :width], log_probs=samples.log_probs[:, :width],
-                         completion_mask=samples.completion_mask[:, :width])  # fmt: skip
+        narrow = replace(samples, completion_ids=samples.completion_ids[:, :width],
+                         completion_mask=samples.completion_mask[:, :width],
+                         log_probs=samples.log_probs[:, :width])  # fmt: skip
         assert_same((narrow, replace(scored, block_of=scored.block_of[:, :width])), wanted)
 
 
