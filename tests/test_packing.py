@@ -1,5 +1,7 @@
 """Passes that share prompts against plain padded rows, and how completions are cut into micro-batches."""
 
+import shutil
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -21,7 +23,9 @@ from bae import attention, shared_attention
 from bae.batch import Samples
 from bae.forward import check_shared_prefix, completion_logits, completion_pass
 from bae.losses import log_probs_and_entropy
+from bae.models import compile_layers
 from bae.packing import Packing, micro_batches
+from bae.rollout.local import LocalEngine
 
 SIZES = {
     "vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -158,6 +162,30 @@ def test_gradient_checkpointing_changes_nothing():
     model.train()  # transformers checkpoints in training mode only
     again = outcome(model, samples, torch.arange(5), weights)
     assert again[0].equal(plain[0]) and all(again[1][name].allclose(g, atol=1e-6) for name, g in plain[1].items())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile wants a C++ compiler")
+def test_compiled_layers_give_the_same_and_leave_sampling_alone(tiny):
+    samples, weights = some([3, 2], vocabulary=25), torch.ones(5, 7)
+    key = {
+        "keys": [(0,)],
+        "group_size": 4,
+        "max_new_tokens": 9,
+        "temperature": 1.0,
+        "eos_token_id": 1,
+        "pad_token_id": 0,
+    }
+    plain = outcome(tiny.model, samples, torch.arange(5), weights)
+    drawn = LocalEngine().sample(tiny.model, [[3, 4, 5]], **key)
+    compile_layers(tiny.model)
+    for rows in (torch.arange(5), torch.arange(3)):  # other lengths, too
+        again = outcome(tiny.model, samples, rows, weights)
+        if len(rows) == 5:
+            torch.testing.assert_close(again[0], plain[0], atol=1e-5, rtol=0)
+            for name, gradient in plain[1].items():
+                torch.testing.assert_close(again[1][name], gradient, atol=1e-5, rtol=1e-5, msg=name)
+    assert LocalEngine().sample(tiny.model, [[3, 4, 5]], **key).completion_ids.equal(drawn.completion_ids)
 
 
 def test_autocast_uses_half_precision_and_gives_gradients_of_the_weights():
