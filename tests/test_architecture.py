@@ -11,8 +11,8 @@ BAE = Path(__file__).parent.parent / "bae"
 ENTRY_POINTS = {
     f"{name}.py" for name in ["build", "cli", "evaluate", "fidelity", "report", "schema", "sweep", "train", "warmstart"]
 }  # fmt: skip
-PURE = ["answers", "blocks", "baselines", "advantages", "demonstrations", "losses", "normalisation", "numbers",
-        "outcomes", "shrinkage", "voting"]  # fmt: skip
+PURE = ["answers", "blocks", "baselines", "advantages", "demonstrations", "flops", "losses", "normalisation",
+        "numbers", "outcomes", "shrinkage", "voting"]  # fmt: skip
 
 
 @pytest.mark.parametrize("module", PURE)

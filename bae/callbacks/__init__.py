@@ -12,6 +12,7 @@ from bae.callbacks.held_out import HeldOut
 from bae.callbacks.interference import Interference
 from bae.callbacks.progress import ProgressBar
 from bae.callbacks.telemetry import Telemetry
+from bae.callbacks.throughput import Throughput
 from bae.callbacks.writers import BlockwiseAdvantages, Rollouts
 
 __all__ = [
@@ -29,4 +30,5 @@ __all__ = [
     "ProgressBar",
     "Rollouts",
     "Telemetry",
+    "Throughput",
 ]

@@ -1,0 +1,53 @@
+"""How much of what the device can do goes into the policy."""
+
+from typing import Any
+
+import lightning as L
+import torch
+
+from bae.batch import RolloutBatch
+from bae.distributed import gather
+from bae.flops import decoding_flops, matmul_rate, model_size, update_flops
+from bae.rollout.pipeline import Pipeline
+
+
+class Throughput(L.Callback):
+    """Measures the rate of matrix products when training starts, and after each step logs it and, of sampling and of
+    the update, `perf/<stage>_flops`, `perf/<stage>_mfu` and `perf/<stage>_tokens_per_second`, means over all ranks, and
+    tokens a second of all together.
+
+    seconds: that the rate is measured for. Raises ValueError if there are none.
+    """
+
+    def __init__(self, pipeline: Pipeline, seconds: float):
+        if seconds <= 0:
+            raise ValueError(f"callbacks.throughput.seconds={seconds}: must be above 0")
+        self.size = model_size(pipeline.policy.model)  # now, for a sharded strategy cuts the weights up
+        self.seconds = seconds
+        self.rate = 0.0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        dtype = product_dtype(trainer, pl_module.model)
+        self.rate = matmul_rate(pl_module.device, dtype, self.seconds)  # all ranks at a time, as in a step
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: RolloutBatch, batch_idx: int
+    ) -> None:
+        samples, _ = batch.rolled_out()
+        tokens = trainer.world_size * int(samples.completion_mask.sum())  # so that the mean over ranks is their sum
+        mine = {"matmul_flops": self.rate}
+        for stage, count in (("rollout", decoding_flops), ("update", update_flops)):
+            rate = count(self.size, samples, batch.group_size) / batch.seconds[stage]
+            mine[f"{stage}_flops"], mine[f"{stage}_mfu"] = rate, rate / self.rate
+            mine[f"{stage}_tokens_per_second"] = tokens / batch.seconds[stage]
+        means = gather(trainer, torch.tensor([list(mine.values())], dtype=torch.double)).mean(0).tolist()
+        logged = {f"perf/{name}": mean for name, mean in zip(mine, means, strict=True)}
+        for logger in trainer.loggers:
+            logger.log_metrics(logged, step=batch.step + 1)
+
+
+def product_dtype(trainer: L.Trainer, model: Any) -> torch.dtype:
+    """Of matrix products in the training step: that of the weights, unless the precision casts."""
+    kind = model.device.type
+    with trainer.precision_plugin.forward_context():
+        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else model.dtype
