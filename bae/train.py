@@ -150,7 +150,8 @@ def build(cfg: DictConfig, run_id: str | None) -> "tuple[L.Trainer, PolicyModule
                 plain(cfg), {k: v for k, v in HydraConfig.get().runtime.choices.items() if not {"/", "@"} & set(k)}
             )
         size = str(sum(p.numel() for p in policy.model.parameters()))
-        logger.set_tags({"output_folder": str(folder.absolute()), "settings": settings(cfg), "parameters": size})
+        logger.set_tags({"output_folder": str(folder.absolute()), "settings": settings(cfg), "parameters": size,
+                         "dtype": str(policy.model.dtype).removeprefix("torch.")})  # fmt: skip
     return trainer, module, data
 
 

@@ -19,6 +19,9 @@ from time import perf_counter
 from common import NEVER, append, arguments, listed, measure, random_ids, ratios, serve, smollm2, spread
 
 ENGINE = Path(__file__).parent.parent / "bae" / "rollout" / "vllm.py"
+RARE = 6
+"""The end of a sequence for vLLM, which wants one that the model has: of SmolLM2, <filename>. Should it be drawn, the
+measurement fails."""
 CONTENDERS = ("ours", "transformers", "vllm")
 
 
@@ -26,7 +29,9 @@ def engine(name, sequences, tokens):
     """(model, prompts, group, new) -> (N, new) ids."""
     if name == "transformers":
         return generate
+    end = NEVER
     if name == "vllm":
+        end = RARE
         from bae.rollout.vllm import VllmEngine
 
         made = VllmEngine(max_model_len=tokens, max_num_seqs=sequences)
@@ -38,7 +43,7 @@ def engine(name, sequences, tokens):
     def sample(model, prompts, group, new):
         keys = [(0, p) for p in range(len(prompts))]
         samples = made.sample(model, prompts.tolist(), keys, group_size=group, max_new_tokens=new, temperature=1.0,
-                              eos_token_id=NEVER, pad_token_id=0)  # fmt: skip
+                              eos_token_id=end, pad_token_id=0)  # fmt: skip
         return samples.completion_ids
 
     return sample

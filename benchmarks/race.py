@@ -9,8 +9,8 @@ verified. TRL has no checkpointing of gradients, no reference model, no logs, an
 takes its best of --trl-rows, completions in a micro-batch; in bfloat16, of weights in bfloat16 and autocast; and of
 --trl-malloc, where `kept` is what bae-train tells malloc (bae.process), and `default` is what TRL's users have.
 
-Each measurement is a process of its own: it loads the model, takes a small step (1 prompt, 2 completions, 4 tokens)
-that is not counted, then the one that is. Contenders take turns. Peak memory is that of the process, libraries and
+Each measurement is a process of its own: it loads the model, takes a step that is not counted, in which it gets its
+memory, then the same again. Contenders take turns. Peak memory is that of the process, libraries and
 model with it, and without the verifier's workers, which start with the first answer that is in form.
 
 Heavy imports wait inside the functions: the verifier's spawned workers import this file as well.
@@ -179,7 +179,7 @@ def one(contender, dtype, group, prompts, prompt_tokens, new, micro_batch_tokens
     if contender != "ours":
         step, more = trl, {"rows": rows, "autocast": contender == "trl autocast"}
     loaded = perf_counter()
-    step(cfg, policy, task, 1, 2, 4, **more)
+    step(cfg, policy, task, prompts, group, new, **more)
     warm = perf_counter()
     found = step(cfg, policy, task, prompts, group, new, **more)
     task.verifier.close()

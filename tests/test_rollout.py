@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bae.forward import completion_pass
-from bae.models import Policy
+from bae.models import Policy, weights_dtype
 from bae.rollout.local import LocalEngine
 from bae.rollout.prepacked import prepacked
 from bae.rollout.sampling import Sampler
@@ -114,22 +114,24 @@ def test_draws_of_completions_follow_the_policy(policy):
         assert abs(chi_squared - degrees) < 4 * np.sqrt(2 * degrees)
 
 
-def test_prepacked_weights_give_the_same_and_leave(tiny):
-    model = copy.deepcopy(tiny.model).bfloat16()
-    half = Policy(model, tiny.tokenizer, "{question}")
-    x = torch.randn(3, 32).bfloat16()
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float, 1e-5), (torch.bfloat16, 0.02)])
+def test_prepacked_weights_give_the_same_and_leave(tiny, dtype, tolerance):
+    model = copy.deepcopy(tiny.model).to(dtype)
+    policy = Policy(model, tiny.tokenizer, "{question}")
+    x = torch.randn(3, 32).to(dtype)
     layer = model.model.layers[0].mlp.up_proj
     before = layer(x)
     with pytest.raises(RuntimeError, match="stop"), prepacked(model, 3):
-        assert torch.ops.mkldnn._is_mkldnn_bf16_supported() == ("forward" in vars(layer))
+        has = torch.backends.mkldnn.is_available() if dtype == torch.float else weights_dtype("auto") == dtype
+        assert has == ("forward" in vars(layer))
         torch.testing.assert_close(layer(x), before)
         raise RuntimeError("stop")
     assert "forward" not in vars(layer)
-    samples = sample(half, group_size=8)
+    samples = sample(policy, group_size=8)
     seen = completion_pass(model, samples, torch.arange(24), 1.0).log_p.detach()
-    assert (samples.log_probs - seen)[samples.completion_mask].abs().mean() < 0.02
+    assert (samples.log_probs - seen)[samples.completion_mask].abs().mean() < tolerance
     layer.weight.data.zero_()  # new weights are seen by the next rollout
-    assert not sample(half, group_size=8).log_probs.equal(samples.log_probs)
+    assert not sample(policy, group_size=8).log_probs.equal(samples.log_probs)
 
 
 def test_keys_decide_the_draws(tiny):

@@ -215,6 +215,9 @@ def test_a_finished_run_can_be_made_longer(train):
         (["resume=/no/such/run"], "resume=/no/such/run"),
         (["rollout.max_rows=0"], "max_rows"),
         (["callbacks.held_out.split=vall"], "no split 'vall'"),
+        (["callbacks.checkpoints.every=0"], "callbacks.checkpoints.every=0: must be 1 or more"),
+        (["callbacks.completions.every=0"], "callbacks.completions.every=0: must be 1 or more"),
+        (["model.dtype=bfloat61"], "model.dtype=bfloat61: not a floating-point type"),
     ],
 )
 def test_a_wrong_configuration_is_one_sentence(train, capsys, arguments, message, monkeypatch):

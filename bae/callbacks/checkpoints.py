@@ -10,17 +10,20 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
 from bae.batch import RolloutBatch
+from bae.callbacks.checks import at_least_one
 from bae.rollout.pipeline import Pipeline
 
 
 class Checkpoints(Checkpoint):
     """Saves `<folder>/checkpoints/step_000050.ckpt` every `every` steps, keeping the newest `keep`, and after the
-    last step `<folder>/policy` (safetensors, configuration, tokenizer), which goes to the loggers too.
+    last step `<folder>/policy` (safetensors, configuration, tokenizer), which goes to the loggers too. Raises
+    ValueError if every or keep is below 1.
 
     It is a Lightning `Checkpoint`, so it runs after all other callbacks and sees what they changed.
     """
 
     def __init__(self, pipeline: Pipeline, folder: str, every: int, keep: int, log_policy: bool = True):
+        at_least_one("checkpoints", every=every, keep=keep)
         self.policy = pipeline.policy
         self.folder = Path(folder)
         self.every = every

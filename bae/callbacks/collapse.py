@@ -8,6 +8,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from bae.batch import RolloutBatch
+from bae.callbacks.checks import at_least_one
 from bae.distributed import gather
 from bae.rollout.pipeline import Pipeline
 
@@ -26,8 +27,7 @@ class ConfidenceCollapse(L.Callback):
     def __init__(self, pipeline: Pipeline, mode_share: float, patience: int):
         if not 0 < mode_share <= 1:
             raise ValueError(f"callbacks.collapse.mode_share={mode_share}: a share above 0, 1 at most")
-        if patience < 1:
-            raise ValueError(f"callbacks.collapse.patience={patience}: must be 1 or more")
+        at_least_one("collapse", patience=patience)
         self.mode_share = mode_share
         self.patience = patience
         self.streak = 0  # steps on end in which the mode had its share; so one warning, at `patience`

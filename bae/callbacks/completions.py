@@ -6,15 +6,17 @@ import lightning as L
 import torch
 
 from bae.batch import RolloutBatch
+from bae.callbacks.checks import at_least_one
 from bae.rollout.pipeline import Pipeline
 from bae.samples import columns
 
 
 class CompletionTable(L.Callback):
     """Logs `rows` completions of the first and of every `every`-th step: the columns of bae.samples, the text of each
-    block, and each objective's reward and advantage."""
+    block, and each objective's reward and advantage. Raises ValueError if every is below 1."""
 
     def __init__(self, pipeline: Pipeline, every: int, rows: int):
+        at_least_one("completions", every=every)
         self.pipeline = pipeline
         self.every = every
         self.rows = rows

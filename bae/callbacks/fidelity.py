@@ -8,6 +8,7 @@ from pandas import DataFrame
 
 from bae.baselines import Baseline
 from bae.batch import RolloutBatch
+from bae.callbacks.checks import at_least_one
 from bae.distributed import gather_objects
 from bae.nested import check_conditioned, check_nested, compare, measure
 from bae.numbers import Candidates
@@ -41,6 +42,7 @@ class Fidelity(L.Callback):
         micro_batch_tokens: int,
         seed: int,
     ):
+        at_least_one("fidelity", every=every)
         check_conditioned(pipeline.scorer.objectives)
         check_nested(baselines, nested)
         self.pipeline = pipeline

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bae.batch import RolloutBatch
+from bae.callbacks.checks import at_least_one
 from bae.distributed import gather
 from bae.rollout.pipeline import Pipeline
 
@@ -22,9 +23,7 @@ class Interference(L.Callback):
     """
 
     def __init__(self, pipeline: Pipeline, every: int, completions: int, size: int):
-        for name, value in (("every", every), ("completions", completions), ("size", size)):
-            if value < 1:
-                raise ValueError(f"callbacks.interference.{name}={value}: must be 1 or more")
+        at_least_one("interference", every=every, completions=completions, size=size)
         self.blocks = [block.name for block in pipeline.scorer.blocks]
         self.every = every
         self.completions = completions

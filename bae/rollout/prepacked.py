@@ -11,8 +11,8 @@ from torch import Tensor
 
 @contextmanager
 def prepacked(model: Any, rows: int) -> Iterator[None]:
-    """Within, linear layers in bfloat16 on a CPU use copies in that order, which else are made anew in every call. It
-    takes the memory of the weights again. rows: that each call is expected to have."""
+    """Within, linear layers on a CPU use copies in that order, which else are made anew in every call. It takes the
+    memory of the weights again. rows: that each call is expected to have."""
     layers = [m for m in model.modules() if type(m) is torch.nn.Linear and _gains(m.weight)]
     for layer in layers:
         packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), rows)
@@ -25,8 +25,10 @@ def prepacked(model: Any, rows: int) -> Iterator[None]:
 
 
 def _gains(weight: Tensor) -> bool:
-    return (
-        weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    return weight.dtype == torch.float or (
+        weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     )
 
 
