@@ -165,6 +165,16 @@ def test_keys_decide_the_draws(engine, policy):
 
 @needs_vllm
 @pytest.mark.slow
+def test_more_prompts_than_a_pass_takes(engine, policy):
+    prompts = ["1" * n + "+2=" for n in range(20, 36)]  # 500 tokens
+    whole = sample(engine, policy, prompts=prompts, group_size=1)
+    narrow = VllmEngine(kv_cache_gib=0.1, max_model_len=64, engine_args={"max_num_batched_tokens": 64})
+    some = sample(narrow, policy, prompts=prompts, group_size=1)
+    assert (some.completion_ids == whole.completion_ids).float().mean() > 0.9  # rounding may turn a draw
+
+
+@needs_vllm
+@pytest.mark.slow
 def test_nothing_follows_the_end_of_sequence(engine, policy):
     eos = int(sample(engine, policy).completion_ids[0, 2])  # a token that does come up
     samples = sample(engine, policy, group_size=16, eos=eos)

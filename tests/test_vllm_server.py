@@ -34,7 +34,8 @@ class Running:
         self.url = f"http://127.0.0.1:{port}"
         self.log = folder / "log"
         place = ["--model", str(folder / "served"), "--host", "127.0.0.1", "--port", str(port)]
-        small = ["--max-model-len", "64", "--kv-cache-memory-bytes", "100000000", "--enforce-eager"]
+        small = ["--max-model-len", "64", "--kv-cache-memory-bytes", "100000000", "--enforce-eager",
+                 "--no-enable-chunked-prefill"]  # fmt: skip
         with self.log.open("w") as log:
             self.job = subprocess.Popen(
                 [

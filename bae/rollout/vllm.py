@@ -203,6 +203,8 @@ class VllmEngine:
                 "dtype": self.dtype or str(model.dtype).removeprefix("torch."),
                 "enforce_eager": on_cpu if self.enforce_eager is None else self.enforce_eager,
                 "enable_prefix_caching": True,  # a group shares its prompt
+                # On a CPU a draw that a piece of a prompt does not need cannot be taken back, and vLLM stops.
+                "enable_chunked_prefill": False if on_cpu else None,
                 "enable_sleep_mode": self.sleep_level > 0,
                 "logprobs_mode": "processed_logprobs",  # after temperature, top_p and top_k
                 "distributed_executor_backend": "external_launcher",  # one engine a process, on its device
