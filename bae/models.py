@@ -106,11 +106,12 @@ def load_gguf(
     folder = Path((spec.submodule_search_locations or [""])[0]) if spec else None
     if folder is None or not (folder / file).is_file():
         raise FileNotFoundError(f"model: no {file} in the package {package}; install it with: make smollm2")
+    kind = weights_dtype(dtype)
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
-    loaded = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=weights_dtype(dtype))
+    loaded = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=kind)
     config = AutoConfig.from_pretrained(folder, gguf_file=file)
     # A model that came from GGUF refuses to be saved; the same weights in a fresh one do not.
-    model = AutoModelForCausalLM.from_config(config, dtype=weights_dtype(dtype))
+    model = AutoModelForCausalLM.from_config(config, dtype=kind)
     model.load_state_dict(loaded.state_dict())
     model.tie_weights()
     return _finish(model, tokenizer, prompt_template, gradient_checkpointing, shared_prefix, compile)

@@ -11,10 +11,10 @@ import statistics
 import subprocess
 import sys
 from functools import partial
-from types import SimpleNamespace
 
 import bae.process  # noqa: F401  # isort: skip  before torch
 import torch
+from common import take_the_loops_place
 from hydra import compose, initialize_config_dir
 
 from bae import schema
@@ -39,10 +39,7 @@ def parts(cfg):
     pipeline = make_pipeline(cfg, policy, task)
     options = plain(cfg.training) | {"steps": 9, "temperature": cfg.temperature}
     module = PolicyModule(policy, pipeline.scorer.blocks, partial(torch.optim.SGD, lr=0.0), **options)
-    module.trainer = SimpleNamespace(world_size=1, global_rank=0, strategy=SimpleNamespace(model=module))
-    configured = module.configure_optimizers()
-    module.optimizers, module.lr_schedulers = lambda: configured["optimizer"], lambda: configured["lr_scheduler"]
-    module.manual_backward = lambda loss: loss.backward()
+    take_the_loops_place(module)
     return pipeline, module
 
 

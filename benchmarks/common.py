@@ -147,11 +147,16 @@ def module_by_hand(policy: Any, blocks: Any, micro_batch_tokens: int) -> Any:
 
     module = PolicyModule(policy, blocks, make(train_config().optimizer), steps=10**6, warmup_steps=0, clip=0.2,
                           max_grad_norm=1.0, temperature=1.0, micro_batch_tokens=micro_batch_tokens)  # fmt: skip
+    take_the_loops_place(module)
+    return module
+
+
+def take_the_loops_place(module: Any) -> None:
+    """Give a PolicyModule what its training_step asks Lightning's loop for."""
     module.trainer = SimpleNamespace(world_size=1, global_rank=0, strategy=SimpleNamespace(model=module))
     made: Any = module.configure_optimizers()
     module.optimizers, module.lr_schedulers = lambda: made["optimizer"], lambda: made["lr_scheduler"]
     module.manual_backward = lambda loss: loss.backward()
-    return module
 
 
 def named_blocks(count: int) -> Any:

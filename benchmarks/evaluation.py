@@ -4,17 +4,17 @@
 """
 
 import json
-import os
 import resource
 import tempfile
 from pathlib import Path
 from time import perf_counter
 
+from common import DATA
+
 from bae.evaluation import measure
 from bae.samples import read_completions
 from bae.verifier import MathVerifier
 
-DATA = Path(os.environ.get("BAE_DATA", Path(__file__).parent.parent.parent / "shared" / "data"))
 NAMES = {"text": "completion", "reference": "answer", "question": "problem", "model": None}
 TAGS = {"answer": "answer", "confidence": "confidence"}
 

@@ -10,16 +10,15 @@ Heavy imports wait inside the functions: the verifier's spawned workers import t
 
 import argparse
 import json
-import os
 import re
 import statistics
-from pathlib import Path
 from time import perf_counter, sleep
 from types import SimpleNamespace
 
+from common import DATA
+
 from bae.verifier import MathVerifier, Verdict
 
-DATA = Path(os.environ.get("BAE_DATA", Path(__file__).parent.parent.parent / "shared" / "data"))
 TOKEN = re.compile(r"\s?[^\W_]{1,6}|\s|\W|_")
 PAD, EOS = 0, 1
 OPEN = r"x+\binom{x}{2}"  # a reference to which a hostile answer is in form, so that it is compared

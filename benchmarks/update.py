@@ -3,7 +3,7 @@
 The training step of SmolLM2-135M-Instruct (make smollm2) on fixed random samples. Its forward and backward passes are
 timed without the optimiser's step and the clipping, which are a column of their own, and are held against
 
-    square    the best of products of two 2048 x 2048 matrices
+    square    the fastest of products of square matrices, up to 2048 x 2048 (bae.flops.matmul_rate)
     own       the very products that the layers and the head need, with as many rows as a micro-batch has: forward,
               gradient of the input, gradient of the weight; all their work over all their time
 
@@ -21,7 +21,8 @@ from time import perf_counter
 
 from common import append, arguments, fixed_batch, listed, measure, module_by_hand, named_blocks, serve, smollm2, spread
 
-SQUARE = 2048
+SECONDS = 1.0
+"""That square products are tried for."""
 TRIES = 3
 """Runs of each product, the best of which counts."""
 SCOPES = (("_Tiled", "attention"), ("_Chunked", "vocabulary"), ("Optimizer.", "optimiser"))
@@ -42,19 +43,18 @@ def linear_shapes(model):
     return [tuple(m.weight.shape) for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head]
 
 
-def useful(model, prompts, group, prompt_tokens, new):
-    """Operations of a forward and a backward pass that no implementation can do without."""
-    n, fed = prompts * group, new - 1  # nothing is predicted from the last token
-    tokens = prompts * prompt_tokens + n * fed
-    config = model.config
-    heads = config.num_attention_heads
-    width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
-    triangle = lambda t: t * (t + 1) // 2  # noqa: E731
-    pairs = prompts * triangle(prompt_tokens) + n * (fed * prompt_tokens + triangle(fed))
-    linear = 6 * tokens * sum(o * i for o, i in linear_shapes(model))
-    attention = 12 * pairs * width * config.num_hidden_layers
-    head = 6 * n * new * config.vocab_size * config.hidden_size
-    return {"linear": linear, "attention": attention, "head": head}
+def useful(model, samples, group):
+    """Operations of a forward and a backward pass that no implementation can do without, by where they are."""
+    from dataclasses import replace
+
+    from bae.flops import ModelSize, model_size, update_flops
+
+    size, nothing = model_size(model), ModelSize(0, 0, 0)
+    return {
+        "linear": update_flops(replace(nothing, layers=size.layers), samples, group),
+        "attention": update_flops(replace(nothing, pair=size.pair), samples, group),
+        "head": update_flops(replace(nothing, head=size.head), samples, group),
+    }
 
 
 def best(product):
@@ -65,14 +65,6 @@ def best(product):
         product()
         times.append(perf_counter() - begun)
     return min(times)
-
-
-def square_rate(dtype):
-    """Operations a second."""
-    import torch
-
-    a, b = (torch.randn(SQUARE, SQUARE).to(dtype) for _ in range(2))
-    return 2 * SQUARE**3 / best(lambda: a @ b)
 
 
 def own_rate(model, rows, head_rows):
@@ -149,6 +141,7 @@ def one(dtype, group, prompts, prompt_tokens, new, micro_batch_tokens, compiled,
 
     import torch
 
+    from bae.flops import matmul_rate
     from bae.packing import Packing, micro_batches
     from bae.vocabulary import LOGITS
 
@@ -164,10 +157,10 @@ def one(dtype, group, prompts, prompt_tokens, new, micro_batch_tokens, compiled,
     module.training_step(batch, 0)
     warm = perf_counter()
     taken = timed_optimiser(module)
-    work = useful(model, prompts, group, prompt_tokens, new)
+    work = useful(model, batch.samples, group)
     measured = []
     for _ in range(repeats):
-        rates = {"square": square_rate(model.dtype), "own": own_rate(model, rows, head_rows)}
+        rates = {"square": matmul_rate(model.device, model.dtype, SECONDS), "own": own_rate(model, rows, head_rows)}
         batch.seconds["update"] = taken[0] = 0.0
         module.training_step(batch, 0)
         seconds = batch.seconds["update"] - taken[0]
