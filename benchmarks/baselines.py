@@ -61,7 +61,7 @@ def race(overrides, baselines, rounds):
     makers = {
         name: BlockwiseAdvantages(
             pipeline, make(configs[name].baseline), make(cfg.first_block_baseline), make(cfg.fallback_baseline),
-            make(cfg.outcome), cfg.seed,
+            make(cfg.outcome), make(cfg.normalisation), cfg.seed,
         )
         for name in baselines
     }  # fmt: skip
