@@ -1,8 +1,8 @@
 """Completions and their prompts as one row of tokens without padding, each prompt once.
 
 All but attention works on each token by itself, and attention sees the prompt and the completion's own past
-(bae.shared_attention). So hidden states and gradients are those of one padded row a completion, at the cost of the
-tokens that differ.
+(bae.shared_attention; in half precision on a GPU bae.flash_attention). So hidden states and gradients are those of one
+padded row a completion, at the cost of the tokens that differ.
 """
 
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bae import flash_attention
 from bae.batch import Samples
 from bae.shared_attention import shared_attention
 
@@ -47,8 +48,14 @@ class Packing:
         self.longest = int((length[which] + fed).max())
         self._lengths = length.tolist()
         self._widths = torch.zeros_like(length).scatter_reduce(0, which, fed, "amax").tolist()
+        together = torch.zeros_like(length).index_add(0, which, fed).tolist()
+        each = (self._lengths + fed.tolist(), self._lengths, together)
+        self._sequences, self._prompts, self._completions = (flash_attention.Lengths(x, device) for x in each)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        if flash_attention.is_usable(query):
+            lengths = self._sequences, self._prompts, self._completions
+            return flash_attention.row_attention(query[0], key[0], value[0], *lengths, scaling).unsqueeze(0)
         q, k, v = query[0] * scaling, key[0], value[0]
         q = q.unflatten(0, (len(k), -1))  # (h, r, S, D)
         pq, pk, pv = (self._prompt.spread(x) for x in (q, k, v))  # (h, [r,] P, L, D)

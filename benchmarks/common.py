@@ -41,8 +41,8 @@ def measure(file: str, request: Mapping[str, Any]) -> dict[str, Any] | None:
 def serve(function: Callable[..., Mapping[str, Any]]) -> bool:
     """Whether this process was started by `measure`; then the function has answered, and there is no more to do.
 
-    To what it returns are added peak_mib, the most memory that this process had, libraries and model with it, and what
-    the machine is.
+    To what it returns are added peak_mib, the most memory that this process had, libraries and model with it (that it
+    took on the GPU, if it used one), and what the machine is.
     """
     if sys.argv[1:2] != [CHILD]:
         return False
@@ -62,6 +62,10 @@ def settle(malloc: str) -> None:
 
 
 def peak_mib() -> float:
+    import torch
+
+    if torch.cuda.is_initialized():
+        return round(torch.cuda.max_memory_reserved() / 2**20, 1)
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
 
 
@@ -74,9 +78,26 @@ def machine() -> str:
     """What times depend on, in one cell."""
     import torch
 
+    if torch.cuda.is_available():
+        return f"{torch.cuda.get_device_name()}; torch {torch.__version__}"
     bf16 = "AMX" if torch.cpu._is_amx_tile_supported() else "AVX-512" if torch.cpu._is_avx512_bf16_supported() else "no"
     cores = f"{len(os.sched_getaffinity(0))} of {os.cpu_count()} cores"
     return f"{cores}; {torch.get_num_threads()} threads; bf16 {bf16}; torch {torch.__version__}"
+
+
+def device() -> str:
+    """Where a benchmark runs: on a GPU, if there is one. CUDA_VISIBLE_DEVICES= hides it."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def wait() -> None:
+    """Until a GPU has done what it was told."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def append(path: Path, row: Mapping[str, Any]) -> None:
@@ -106,8 +127,10 @@ def ratios(rows: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]
     return [row[column] / theirs[row["repeat"]] for row in rows if row["repeat"] in theirs]
 
 
-def arguments(parser: Any, name: str) -> Any:
+def arguments(parser: Any, name: str, model: bool = False) -> Any:
     """Parse the options, with those that all have."""
+    if model:
+        parser.add_argument("--model", default=SMOLLM2, help="a folder or hub id in the place of SmolLM2-135M-Instruct")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--csv", type=Path, default=RESULTS / f"{name}.csv", help="rows are added to it as they come")
     return parser.parse_args()
@@ -132,12 +155,19 @@ def train_config(*overrides: str) -> Any:
         return compose("train", ["~experiment", "output_folder=/tmp", *overrides])
 
 
-def smollm2(dtype: str, **options: Any) -> Any:
-    """SmolLM2-135M-Instruct, as conf/model/smollm2_135m.yaml has it."""
+SMOLLM2 = "smollm2_135m"
+
+
+def load(model: str, dtype: str, **options: Any) -> Any:
+    """The policy of conf/model/<model>.yaml, else of that folder or hub id, on the device."""
     from bae.build import make
 
+    known = model == SMOLLM2
     more = [f"model.{key}={str(value).lower()}" for key, value in options.items()]
-    return make(train_config("model=smollm2_135m", f"model.dtype={dtype}", *more).model)
+    more += [f"model={model}"] if known else ["model=pretrained", f"model.path={model}"]
+    policy = make(train_config(f"model.dtype={dtype}", *more).model)
+    policy.model.to(device())
+    return policy
 
 
 def module_by_hand(policy: Any, blocks: Any, micro_batch_tokens: int) -> Any:
@@ -147,7 +177,7 @@ def module_by_hand(policy: Any, blocks: Any, micro_batch_tokens: int) -> Any:
 
     module = PolicyModule(policy, blocks, make(train_config().optimizer), steps=10**6, warmup_steps=0, clip=0.2,
                           max_grad_norm=1.0, temperature=1.0, micro_batch_tokens=micro_batch_tokens)  # fmt: skip
-    take_the_loops_place(module)
+    take_the_loops_place(module.to(policy.model.device))
     return module
 
 

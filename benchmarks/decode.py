@@ -1,6 +1,6 @@
 """Tokens a second of sampling alone, ours, transformers' generate and vLLM: python benchmarks/decode.py [--new 96] …
 
-SmolLM2-135M-Instruct (make smollm2), random prompts, every completion of full length. Settings are prompts x
+SmolLM2-135M-Instruct (make smollm2) or --model, random prompts, every completion of full length. Settings are prompts x
 completions of each; by default 64 sequences as 8 x 8 and as 64 x 1, where no prompt is shared. transformers has no end
 of sequence to look for, and reads a prompt again for each of its completions, as generate does. vLLM is left out where
 it is not installed.
@@ -16,7 +16,7 @@ import importlib.util
 from pathlib import Path
 from time import perf_counter
 
-from common import NEVER, append, arguments, listed, measure, random_ids, ratios, serve, smollm2, spread
+from common import NEVER, append, arguments, listed, load, measure, random_ids, ratios, serve, spread, wait
 
 ENGINE = Path(__file__).parent.parent / "bae" / "rollout" / "vllm.py"
 RARE = 6
@@ -56,15 +56,16 @@ def generate(model, prompts, group, new):
     model.generation_config.eos_token_id = None  # else it stands in for the one that is not given below
     settings = GenerationConfig(max_new_tokens=new, do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
                                 num_return_sequences=group, pad_token_id=0)  # fmt: skip
+    prompts = prompts.to(model.device)
     with torch.no_grad():
         out = model.generate(prompts, attention_mask=torch.ones_like(prompts), generation_config=settings)
     return out[:, prompts.shape[1] :]
 
 
-def one(contender, dtype, prompts, group, prompt_tokens, new):
+def one(contender, model, dtype, prompts, group, prompt_tokens, new):
     """One measurement, in a process of its own."""
     begun = perf_counter()
-    model = smollm2(dtype, shared_prefix=contender == "ours").model
+    model = load(model, dtype, shared_prefix=contender == "ours").model
     sample = engine(contender, prompts * group, prompt_tokens + new)
     ids = random_ids(model.config.vocab_size, prompts, prompt_tokens)
     loaded = perf_counter()
@@ -72,6 +73,7 @@ def one(contender, dtype, prompts, group, prompt_tokens, new):
     for tokens in (2, 1, new):
         start = perf_counter()
         made = sample(model, ids, group, tokens)
+        wait()
         seconds.append(perf_counter() - start)
         if tuple(made.shape) != (prompts * group, tokens):
             raise RuntimeError(f"{contender} made {tuple(made.shape)} tokens instead of {prompts * group} x {tokens}")
@@ -90,8 +92,8 @@ def one(contender, dtype, prompts, group, prompt_tokens, new):
 def compare(given, contenders, dtype, prompts, group):
     """Rows of the CSV, by contender."""
     taken = {name: [] for name in contenders}
-    setting = {"dtype": dtype, "prompts": prompts, "group": group, "prompt_tokens": given.prompt_tokens,
-               "new": given.new}  # fmt: skip
+    setting = {"model": given.model, "dtype": dtype, "prompts": prompts, "group": group,
+               "prompt_tokens": given.prompt_tokens, "new": given.new}  # fmt: skip
     for repeat in range(given.repeats):
         for name in contenders if repeat % 2 == 0 else reversed(contenders):
             request = {"contender": name, **setting}
@@ -120,7 +122,7 @@ def main():
     parser.add_argument("--contenders", type=listed(), default=list(CONTENDERS))
     parser.add_argument("--prompt-tokens", type=int, default=250)
     parser.add_argument("--new", type=int, default=96)
-    given = arguments(parser, "decode")
+    given = arguments(parser, "decode", model=True)
     contenders = given.contenders
     if "vllm" in contenders and not (importlib.util.find_spec("vllm") and ENGINE.is_file()):
         print("vllm is skipped: it is not installed, or there is no engine for it here")

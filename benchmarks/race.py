@@ -1,8 +1,9 @@
 """Whole RL steps a second, ours against TRL's GRPOTrainer: python benchmarks/race.py [--group 8,32] [--new 96] …
 
 A step is sampling, rewards, and one AdamW step on all that was sampled, by SmolLM2-135M-Instruct (make smollm2, make
-peers). Both have the same prompts, questions of GSM8K (from BAE_DATA; else sums, whose prompts are shorter), under the
-system prompt of objectives=confidence_brier, and as many new tokens: the end of a sequence is one that no model has.
+peers) or --model, on a GPU if there is one. Both have the same prompts, questions of GSM8K (from BAE_DATA; else sums,
+whose prompts are shorter), under the system prompt of objectives=confidence_brier, and as many new tokens: the end of a
+sequence is one that no model has.
 
 Ours is bae-train's configuration in a Lightning trainer, with the callbacks that work at every step; answers are
 verified. TRL has no checkpointing of gradients, no reference model, no logs, and two rewards that cost nothing. It
@@ -23,7 +24,21 @@ from dataclasses import replace
 from itertools import product
 from time import perf_counter
 
-from common import DATA, NEVER, append, arguments, listed, measure, ratios, serve, smollm2, spread, train_config
+from common import (
+    DATA,
+    NEVER,
+    append,
+    arguments,
+    device,
+    listed,
+    load,
+    measure,
+    ratios,
+    serve,
+    spread,
+    train_config,
+    wait,
+)
 
 OURS = ("ours", 0, "kept")
 SEEN = 2000
@@ -58,6 +73,7 @@ class Endless:
 def configuration(new, micro_batch_tokens):
     task = "gsm8k" if (DATA / "gsm8k_train.jsonl").is_file() else "arithmetic"
     overrides = [f"task={task}", "objectives=confidence_brier", f"max_new_tokens={new}"]
+    overrides += ["strategy=gpu"] if device() == "cuda" else []
     overrides += [f"training.micro_batch_tokens={micro_batch_tokens}", "lr=1e-6"]
     overrides += [f"task.splits.train={DATA}/gsm8k_train.jsonl"] if task == "gsm8k" else []
     return train_config(*overrides)
@@ -93,6 +109,7 @@ def ours(cfg, policy, task, prompts, group, new):
         found["begun"] = perf_counter()
 
     def end(trainer, module, outputs, batch, index):
+        wait()
         found.update(batch.seconds, step=perf_counter() - found.pop("begun"))
         found["tokens"] = int(batch.samples.completion_mask.sum())
 
@@ -144,6 +161,7 @@ def trl(cfg, policy, task, prompts, group, new, rows, autocast):
             found["step"] = -perf_counter()
 
         def on_step_end(self, *given, **more):
+            wait()
             found["step"] += perf_counter()
             metrics = trainer._metrics["train"]  # the log after this clears them
             found["tokens"] = round(metrics["completions/mean_length"][-1] * n)
@@ -152,10 +170,11 @@ def trl(cfg, policy, task, prompts, group, new, rows, autocast):
     n = prompts * group
     rows = max(r for r in range(1, min(rows, n) + 1) if n % r == 0)
     settings = GRPOConfig(
-        "/tmp/bae_race", use_cpu=True, bf16=autocast, report_to="none", save_strategy="no", logging_strategy="no",
-        disable_tqdm=True, gradient_checkpointing=False, torch_compile=False, dataloader_num_workers=0, max_steps=1,
-        num_generations=group, max_completion_length=new, per_device_train_batch_size=rows, learning_rate=1e-6,
-        gradient_accumulation_steps=n // rows, temperature=1.0, top_k=0, top_p=1.0, beta=0.0, shuffle_dataset=False,
+        "/tmp/bae_race", use_cpu=device() == "cpu", bf16=autocast, report_to="none", save_strategy="no",
+        logging_strategy="no", disable_tqdm=True, gradient_checkpointing=False, torch_compile=False,
+        dataloader_num_workers=0, max_steps=1, num_generations=group, max_completion_length=new,
+        per_device_train_batch_size=rows, gradient_accumulation_steps=n // rows, learning_rate=1e-6,
+        temperature=1.0, top_k=0, top_p=1.0, beta=0.0, shuffle_dataset=False,
         generation_kwargs={"eos_token_id": None},
     )  # fmt: skip
     system = {"role": "system", "content": cfg.objectives.system_prompt}
@@ -167,13 +186,13 @@ def trl(cfg, policy, task, prompts, group, new, rows, autocast):
     return found | {"update": found["step"] - found["rollout"] - found["reward"]}
 
 
-def one(contender, dtype, group, prompts, prompt_tokens, new, micro_batch_tokens, rows):
+def one(contender, model, dtype, group, prompts, prompt_tokens, new, micro_batch_tokens, rows):
     """One measurement, in a process of its own. rows: of TRL's micro-batches."""
     begun = perf_counter()
     cfg = configuration(new, micro_batch_tokens)
     # Autocast is for weights in single precision.
     weights = "float32" if contender == "trl autocast" else dtype
-    policy = smollm2(weights, shared_prefix=contender == "ours")
+    policy = load(model, weights, shared_prefix=contender == "ours")
     task, mean_prompt = choose(cfg, policy, prompts, prompt_tokens)
     step, more = ours, {}
     if contender != "ours":
@@ -205,8 +224,9 @@ def contenders(given, dtype):
 def race(given, dtype, group):
     """Rows of the CSV, by contender."""
     taken = {key: [] for key in contenders(given, dtype)}
-    setting = {"dtype": dtype, "group": group, "prompts": given.prompts, "prompt_tokens": given.prompt_tokens,
-               "new": given.new, "micro_batch_tokens": given.micro_batch_tokens}  # fmt: skip
+    setting = {"model": given.model, "dtype": dtype, "group": group, "prompts": given.prompts,
+               "prompt_tokens": given.prompt_tokens, "new": given.new,
+               "micro_batch_tokens": given.micro_batch_tokens}  # fmt: skip
     for repeat in range(given.repeats):
         for contender, rows, malloc in list(taken) if repeat % 2 == 0 else list(reversed(taken)):
             request = {"contender": contender, **setting, "rows": rows, "malloc": malloc}
@@ -250,7 +270,7 @@ def main():
     parser.add_argument("--trl-rows", type=listed(int), default=[8], help="completions in TRL's micro-batches")
     parser.add_argument("--trl-malloc", type=listed(), default=["kept"], help="kept, default or both")
     parser.add_argument("--autocast", action=argparse.BooleanOptionalAction, default=True, help="TRL with bf16=True")
-    given = arguments(parser, "race")
+    given = arguments(parser, "race", model=True)
     for dtype in given.dtype:
         for group in given.group:
             report(dtype, group, race(given, dtype, group))

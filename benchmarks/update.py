@@ -1,9 +1,10 @@
 """How much of the machine's speed the update gets: python benchmarks/update.py [--group 8] [--compile] [--profile] …
 
-The training step of SmolLM2-135M-Instruct (make smollm2) on fixed random samples. Its forward and backward passes are
-timed without the optimiser's step and the clipping, which are a column of their own, and are held against
+The training step of SmolLM2-135M-Instruct (make smollm2) or --model, on a GPU if there is one, on fixed random samples.
+Its forward and backward passes are timed without the optimiser's step and the clipping, which are a column of their
+own, and are held against
 
-    square    the fastest of products of square matrices, up to 2048 x 2048 (bae.flops.matmul_rate)
+    square    the fastest of products of square matrices, up to 2048 x 2048 on a CPU (bae.flops.matmul_rate)
     own       the very products that the layers and the head need, with as many rows as a micro-batch has: forward,
               gradient of the input, gradient of the weight; all their work over all their time
 
@@ -19,7 +20,19 @@ model with it. --profile adds a table of where the time of one more step goes, b
 import argparse
 from time import perf_counter
 
-from common import append, arguments, fixed_batch, listed, measure, module_by_hand, named_blocks, serve, smollm2, spread
+from common import (
+    append,
+    arguments,
+    fixed_batch,
+    listed,
+    load,
+    measure,
+    module_by_hand,
+    named_blocks,
+    serve,
+    spread,
+    wait,
+)
 
 SECONDS = 1.0
 """That square products are tried for."""
@@ -61,8 +74,10 @@ def best(product):
     """Seconds."""
     times = []
     for _ in range(TRIES):
+        wait()
         begun = perf_counter()
         product()
+        wait()
         times.append(perf_counter() - begun)
     return min(times)
 
@@ -77,7 +92,7 @@ def own_rate(model, rows, head_rows):
     products = Counter((rows, *shape) for shape in linear_shapes(model)) + Counter({(head_rows, *head): 1})
     work = seconds = 0.0
     for (m, o, i), count in products.items():
-        x, w, g = (torch.randn(*shape).to(model.dtype) for shape in ((m, i), (o, i), (m, o)))
+        x, w, g = (torch.randn(*shape, device=model.device).to(model.dtype) for shape in ((m, i), (o, i), (m, o)))
         passes = (lambda: torch.nn.functional.linear(x, w), lambda: g @ w, lambda: g.T @ x)  # noqa: B023
         seconds += count * sum(map(best, passes))
         work += count * 6 * m * o * i
@@ -123,8 +138,10 @@ def timed_optimiser(module):
 
     def watch(function):
         def timed(*given, **more):
+            wait()
             begun = perf_counter()
             value = function(*given, **more)
+            wait()
             taken[0] += perf_counter() - begun
             return value
 
@@ -135,7 +152,7 @@ def timed_optimiser(module):
     return taken
 
 
-def one(dtype, group, prompts, prompt_tokens, new, micro_batch_tokens, compiled, repeats, profiled):
+def one(model, dtype, group, prompts, prompt_tokens, new, micro_batch_tokens, compiled, repeats, profiled):
     """All repeats of one setting."""
     from statistics import fmean
 
@@ -146,7 +163,7 @@ def one(dtype, group, prompts, prompt_tokens, new, micro_batch_tokens, compiled,
     from bae.vocabulary import LOGITS
 
     begun = perf_counter()
-    policy = smollm2(dtype, compile=compiled)
+    policy = load(model, dtype, compile=compiled)
     model = policy.model
     batch = fixed_batch(model.config.vocab_size, prompts, group, prompt_tokens, new, 2)
     parts = micro_batches(batch.samples, torch.arange(prompts * group), micro_batch_tokens)
@@ -209,12 +226,12 @@ def main():
     parser.add_argument("--micro-batch-tokens", type=listed(int), default=[2048])
     parser.add_argument("--compile", action="store_true", help="the layers, by bae.models.compile_layers")
     parser.add_argument("--profile", action="store_true")
-    given = arguments(parser, "update")
+    given = arguments(parser, "update", model=True)
     for dtype in given.dtype:
         for group in given.group:
             for tokens in given.micro_batch_tokens:
-                request = {"dtype": dtype, "group": group, "prompts": given.prompts, "new": given.new,
-                           "prompt_tokens": given.prompt_tokens, "micro_batch_tokens": tokens,
+                request = {"model": given.model, "dtype": dtype, "group": group, "prompts": given.prompts,
+                           "prompt_tokens": given.prompt_tokens, "new": given.new, "micro_batch_tokens": tokens,
                            "compiled": given.compile, "repeats": given.repeats}  # fmt: skip
                 found = measure(__file__, request | {"profiled": given.profile})
                 if found:

@@ -19,6 +19,9 @@ def needs(file: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(not (DATA / file).is_file(), reason=f"{DATA / file} is not there; set BAE_DATA")
 
 
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+
+
 @pytest.fixture
 def tiny():
     """A random policy of the tiny architecture, smaller still."""

@@ -64,10 +64,11 @@ def outcome(model, samples, rows, weights):
     """Log-probabilities and entropies of the tokens, and the gradient of a sum of both."""
     model.zero_grad()
     seen = completion_pass(model, samples, rows, 0.8)
-    mask = samples.completion_mask[rows][:, : seen.log_p.shape[1]]
-    ((seen.log_p + 0.3 * seen.entropy) * weights[rows][:, : seen.log_p.shape[1]] * mask).sum().backward()
+    device, width = seen.log_p.device, seen.log_p.shape[1]
+    mask = samples.completion_mask[rows][:, :width].to(device)
+    ((seen.log_p + 0.3 * seen.entropy) * weights[rows][:, :width].to(device) * mask).sum().backward()
     values = torch.stack([seen.log_p * mask, seen.entropy * mask]).detach()
-    return values, {name: p.grad.clone() for name, p in model.named_parameters()}
+    return values.cpu(), {name: p.grad.cpu().clone() for name, p in model.named_parameters()}
 
 
 @pytest.mark.parametrize("tile", [2**20, 64])
@@ -103,7 +104,7 @@ def test_torchs_kernels_give_the_same():
     sizes = (6, 2), (5, 3)
     real = torch.ones(2, 1, 1, 1, 5, 1) * (torch.arange(5) < torch.tensor(sizes[1]).unsqueeze(1)).view(2, 1, 1, 1, 5, 1)
     found = []
-    for attend in (shared_attention._Tiled.apply, shared_attention._flash):
+    for attend in (shared_attention._Tiled.apply, shared_attention._dense):
         out = attend(*tensors, *sizes) * real
         found.append([out, *torch.autograd.grad((out**2).sum(), tensors)])
     for one, other in zip(*found, strict=True):

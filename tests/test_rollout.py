@@ -5,9 +5,11 @@ import copy
 import numpy as np
 import pytest
 import torch
+from conftest import needs_gpu
 
 from bae.forward import completion_pass
 from bae.models import Policy, weights_dtype
+from bae.rollout import local
 from bae.rollout.local import LocalEngine
 from bae.rollout.prepacked import prepacked
 from bae.rollout.sampling import Sampler
@@ -204,3 +206,27 @@ def test_impossible_options_are_refused(options):
 def test_extreme_draws_stay_inside_the_support(uniform):
     logits = torch.tensor([[-torch.inf, 0.0, 1.0, -torch.inf]])
     assert int(Sampler(0.7).draw(logits, torch.tensor([uniform]))[0]) in (1, 2)
+
+
+@pytest.mark.parametrize("slack", [0.25, 1.0])
+@pytest.mark.parametrize("max_rows", [512, 5])
+def test_those_that_ended_may_stay_a_while(tiny, slack, max_rows, monkeypatch):
+    expected = sample(tiny, group_size=8, limit=70, max_rows=max_rows)
+    decode = local._decode
+    monkeypatch.setattr(local, "_decode", lambda *given: decode(*given[:-1], True))  # as on a GPU
+    monkeypatch.setattr(local, "SLACK", slack)
+    found = sample(tiny, group_size=8, limit=70, max_rows=max_rows)
+    assert found.completion_ids.equal(expected.completion_ids) and found.ended.equal(expected.ended)
+    torch.testing.assert_close(found.log_probs, expected.log_probs, atol=1e-5, rtol=0)
+
+
+@needs_gpu
+@pytest.mark.parametrize("max_rows", [512, 5])
+def test_recorded_steps_are_plain_ones(tiny, max_rows):
+    here = sample(tiny, group_size=8, limit=70, max_rows=max_rows)
+    tiny.model.to("cuda")
+    plain = sample(tiny, group_size=8, limit=70, max_rows=max_rows, cuda_graphs=False)
+    recorded = sample(tiny, group_size=8, limit=70, max_rows=max_rows)
+    for other in (plain, recorded):
+        assert other.completion_ids.equal(here.completion_ids)
+        torch.testing.assert_close(other.log_probs, here.log_probs, atol=1e-4, rtol=0)

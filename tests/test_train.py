@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import needs_gpu
 from mlflow import MlflowClient
 
 from bae.train import main
@@ -123,6 +124,23 @@ def test_resuming_at_any_saved_step_is_bit_identical(train, options, tmp_path):
     # Nothing in it twice, and nothing changed; as text, so that NaN equals NaN.
     assert str({m: history(whole, m) for m in metrics}) == str(metrics)
     assert runs()[0].info.status == "FINISHED"
+
+
+@needs_gpu
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_gpu_trains_and_resumes(train, dtype):
+    """Sums of atomic additions differ in their last bits from run to run, so what is resumed is near, not the same."""
+    train("steps=3", "strategy=gpu", f"model.dtype={dtype}", "temperature=1e-3")
+    (whole,) = runs()
+    folder = Path(whole.data.tags["output_folder"])
+    final, rewards = weights(folder), history(whole, "train/reward/correctness")
+    (folder / "checkpoints" / "step_000003.ckpt").unlink()
+    shutil.rmtree(folder / "policy")
+    resume_without_small(folder)
+    assert all((weights(folder)[name] - value).abs().max() < 5e-3 for name, value in final.items())
+    (again,) = runs()
+    assert len(history(again, "train/reward/correctness")) == len(rewards) == 3
+    assert 0 < again.data.metrics["perf/update_mfu"] < 1 and 0 < again.data.metrics["perf/rollout_mfu"] < 1
 
 
 def resume_without_small(run, *arguments):

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bae import attention
+from bae import attention, flash_attention
 from bae.packing import Padded
+from bae.rollout.repeated import Repeated
 from bae.shared_attention import shared_attention
 
 GROWTH = 32
@@ -24,12 +25,16 @@ class _Prompts:
         self.longest = real.shape[1]
         self.lengths = real.sum(1).tolist()
         self.padded = Padded(real, 0, device)
+        self.each, self.none = (flash_attention.Lengths(x, device) for x in (self.lengths, []))
         self.layers: dict[int, tuple[Tensor, Tensor]] = {}
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        split = (query[0] * scaling).unflatten(0, (key.shape[1], -1))
-        q, k, v = (self.padded.spread(x).movedim(-3, 0).unsqueeze(2) for x in (split, key[0], value[0]))
+        k, v = (self.padded.spread(x[0]).movedim(-3, 0).unsqueeze(2) for x in (key, value))
         self.layers[layer] = k[:, :, 0].contiguous(), v[:, :, 0].contiguous()
+        if flash_attention.is_usable(query):
+            lengths = self.each, self.each, self.none
+            return flash_attention.row_attention(query[0], key[0], value[0], *lengths, scaling).unsqueeze(0)
+        q = self.padded.spread((query[0] * scaling).unflatten(0, (key.shape[1], -1))).movedim(-3, 0).unsqueeze(2)
         nothing = k[:, :, 0, :0]
         out = shared_attention(q, k, v, nothing, nothing, [0] * len(q), self.lengths)
         return self.padded.collect(out.squeeze(2).movedim(0, -3)).flatten(0, 1).transpose(0, 1).unsqueeze(0)
@@ -38,16 +43,21 @@ class _Prompts:
 class Cache:
     """Grows by `read` and `add`, and shrinks by `keep`; `step` takes one token of every completion in it."""
 
-    def __init__(self, model: Any, rows: int):
-        """rows: completions that may be in it at a time."""
+    def __init__(self, model: Any, rows: int, steady: bool = False):
+        """rows: completions that may be in it at a time. steady: changes are few, so that steps between them are worth
+        being recorded (bae.rollout.repeated)."""
         self.model = model
         self.rows = rows
+        self.steady = steady
         self.longest = 0
         self.prompts: dict[int, tuple[Tensor, Tensor]] = {}  # by layer, (P, h, L, D) each
         self.own: dict[int, tuple[Tensor, Tensor]] = {}  # by layer, (rows, h, C, D) each
         none = torch.zeros(0, dtype=torch.long, device=model.device)
         self.lengths = none  # (P,): of prompts
         self.prompt, self.used = none, none  # (R,): each completion's prompt, and tokens of its own
+        self._capacity, self._longest_prompt = 0, 0
+        self._most, self._level = 0, True  # tokens of the longest completion, at most; whether all have as many
+        self._arrange()
 
     def read(self, prompts: list[list[int]]) -> Tensor:
         """Add prompts; (P', V): logits of what follows each."""
@@ -91,27 +101,39 @@ class Cache:
         number = torch.full_like(self.lengths, -1)
         number[keep] = torch.arange(len(keep), device=keep.device)
         self.prompt, self.lengths = number[self.prompt], self.lengths[keep]
-        longest = int(self.lengths.max()) if len(keep) else 0
+        self._arrange()
+        longest = self._longest_prompt
         self.prompts = {
             layer: (k[keep, :, :longest].contiguous(), v[keep, :, :longest].contiguous())
             for layer, (k, v) in self.prompts.items()
         }
-        self._arrange()
 
-    def step(self, tokens: Tensor) -> Tensor:
-        """(R,) -> (R, V): logits of what follows."""
+    def step(self, tokens: Tensor, going: Tensor) -> Tensor:
+        """(R,), (R,) bool -> (R, V): logits of what follows; of no use where not `going`, where nothing is added. They
+        may be overwritten by the next step."""
+        if not self.steady:
+            self._capacity = -(-(self._most + 1) // GROWTH) * GROWTH
+        elif self._most >= self._capacity:
+            self._most = int(self.used[going].max())  # the longest may have gone
+            if self._most >= self._capacity:
+                self._capacity = max(GROWTH, 2 * self._capacity)
+                self._repeated = Repeated()
+        # One number where all are at the same place: writing there is then a plain copy. A recorded one would stay.
+        self._at = self._most if self._level and not self.steady else self.used
+        self.longest = self._longest_prompt + (self._capacity if self.steady else self._most + 1)
+        logits = self._repeated(self._forward, tokens) if self.steady else self._forward(tokens)
+        self.used += going
+        self._most += 1
+        return logits
+
+    def _forward(self, tokens: Tensor) -> Tensor:
         length = self.lengths[self.prompt]
-        self.longest = int((length + self.used).max()) + 1
-        used = self.used.tolist()
-        # One number where all are at the same place: writing there is then a plain copy.
-        self._at = used[0] if len(set(used)) == 1 else self.used
-        self._capacity = -(-(max(used) + 1) // GROWTH) * GROWTH
-        unseen = [torch.arange(x, device=tokens.device) for x in (int(self.lengths.max()), self._capacity)]
+        unseen = [torch.arange(x, device=tokens.device) for x in (self._longest_prompt, self._capacity)]
         unseen = [unseen[0] >= length.unsqueeze(1), unseen[1] > self.used.unsqueeze(1)]
         self._unseen = torch.cat(unseen, 1)[:, None, None]  # (R, 1, 1, L + C)
         hidden = attention.run(self.model, tokens.unsqueeze(0), (length + self.used).unsqueeze(0), self)[0]
-        self.used = self.used + 1
-        return self.model.get_output_embeddings()(hidden)
+        logits: Tensor = self.model.get_output_embeddings()(hidden)
+        return logits
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         q = (query[0] * scaling).unflatten(0, (key.shape[1], -1)).permute(2, 0, 1, 3)  # (R, h, r, D)
@@ -146,6 +168,10 @@ class Cache:
 
     def _arrange(self) -> None:
         """Number the completions of each prompt, for products of all of them with its keys."""
+        used = self.used.tolist()
+        self._most, self._level = max(used, default=0), len(set(used)) == 1
+        self._longest_prompt = int(self.lengths.max()) if len(self.lengths) else 0
+        self._repeated = Repeated()
         count = torch.bincount(self.prompt, minlength=len(self.lengths))
         self._each = int(count.max()) if len(self.prompt) else 0
         order = self.prompt.argsort(stable=True)

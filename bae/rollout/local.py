@@ -15,21 +15,26 @@ from bae.rollout.cache import Cache
 from bae.rollout.prepacked import prepacked
 from bae.rollout.sampling import Sampler
 
+SLACK = 0.25
+"""Share of completions that have ended and still stay, where steps are recorded: every change costs a new recording."""
+
 
 class LocalEngine:
     """Reads each prompt once for its whole group. A completion that ends leaves at once, and the next one that waits
-    takes its place. For a model that cannot share prompts (model.shared_prefix=false): whole groups at a time, by
-    transformers' cache, which finished completions leave once they are the majority.
+    takes its place; with CUDA graphs, when some more have ended. For a model that cannot share prompts
+    (model.shared_prefix=false): whole groups at a time, by transformers' cache, which finished completions leave once
+    they are the majority.
 
     max_rows: completions decoded at a time, which bounds the memory of the cache. top_k, top_p: see
-    bae.rollout.sampling.Sampler.
+    bae.rollout.sampling.Sampler. cuda_graphs: on a GPU, steps are recorded and replayed (bae.rollout.repeated).
     """
 
-    def __init__(self, max_rows: int = 512, top_k: int = 0, top_p: float = 1.0):
+    def __init__(self, max_rows: int = 512, top_k: int = 0, top_p: float = 1.0, cuda_graphs: bool = True):
         if max_rows < 1:
             raise ValueError(f"rollout.max_rows={max_rows}: must be 1 or more")
         Sampler(1.0, top_k, top_p)  # refused here, not at the first step
         self.max_rows, self.top_k, self.top_p = max_rows, top_k, top_p
+        self.cuda_graphs = cuda_graphs
 
     @torch.compiler.set_stance("force_eager")  # compiled layers would be compiled again for weights in another order
     @torch.no_grad()  # not inference_mode: the ids return in the training pass, which keeps them for backward
@@ -60,7 +65,8 @@ class LocalEngine:
         )
         if attention.is_shared(model):
             with prepacked(model, min(self.max_rows, len(uniforms))):
-                _decode(model, [list(prompt) for prompt in prompts], group_size, self.max_rows, draws)
+                steady = self.cuda_graphs and model.device.type == "cuda"
+                _decode(model, [list(prompt) for prompt in prompts], group_size, self.max_rows, draws, steady)
         else:
             for i in range(0, len(prompts), max(1, self.max_rows // group_size)):
                 some = prompts[i : i + max(1, self.max_rows // group_size)]
@@ -102,14 +108,16 @@ class _Draws:
                        self.log_probs[:, :width].cpu())  # fmt: skip
 
 
-def _decode(model: Any, prompts: list[list[int]], group_size: int, max_rows: int, draws: _Draws) -> None:
+def _decode(model: Any, prompts: list[list[int]], group_size: int, max_rows: int, draws: _Draws, steady: bool) -> None:
+    """steady: a completion that has ended stays until there are more such (SLACK)."""
     device, total = model.device, len(prompts) * group_size
-    cache = Cache(model, min(max_rows, total))
+    cache = Cache(model, min(max_rows, total), steady)
     waiting = deque(range(total))
     held: list[int] = []  # the prompts in the cache
     first = torch.empty(0)  # logits of what follows each
     rows = tokens = torch.zeros(0, dtype=torch.long, device=device)  # which completions, and the last token of each
-    while waiting or len(rows):
+    going, left = torch.zeros(0, dtype=torch.bool, device=device), 0  # which have not ended, and how many
+    while waiting or left:
         begun = [waiting.popleft() for _ in range(min(len(waiting), max_rows - len(rows)))]
         if begun:
             wanted = sorted({n // group_size for n in begun} - set(held))
@@ -119,14 +127,20 @@ def _decode(model: Any, prompts: list[list[int]], group_size: int, max_rows: int
                 held += wanted
             fresh = torch.tensor(begun, device=device)
             number = torch.tensor([held.index(n // group_size) for n in begun], device=device)
-            token, going = draws.draw(fresh, first[number])
-            cache.add(number[going])
-            rows, tokens = torch.cat([rows, fresh[going]]), torch.cat([tokens, token[going]])
-        if len(rows):
-            tokens, going = draws.draw(rows, cache.step(tokens))
-            if not going.all():
-                order = cache.keep(going)
-                rows, tokens = rows[order], tokens[order]
+            token, goes = draws.draw(fresh, first[number])
+            cache.add(number[goes])
+            rows, tokens = torch.cat([rows, fresh[goes]]), torch.cat([tokens, token[goes]])
+            going, left = torch.cat([going, goes[goes]]), left + int(goes.sum())
+        if left:
+            logits = cache.step(tokens, going)
+            here = slice(None) if left == len(rows) else going.nonzero().squeeze(1)
+            tokens[here], going[here] = draws.draw(rows[here], logits[here])
+            left = int(going.sum())
+        if not left or left < len(rows) * (1 - SLACK if steady else 1):
+            order = cache.keep(going)
+            rows, tokens, going = rows[order], tokens[order], going[order]
+        elif not begun:
+            continue
         needed = {n // group_size for n in rows.tolist()} | ({waiting[0] // group_size} if waiting else set())
         if not needed.issuperset(held):
             keep = [i for i, p in enumerate(held) if p in needed]
