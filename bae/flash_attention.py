@@ -37,50 +37,60 @@ class Lengths:
 
 
 def row_attention(
-    query: Tensor, key: Tensor, value: Tensor, sequences: Lengths,
-    prompts: Lengths, completions: Lengths, scaling: float,
+    query: Tensor, key: Tensor, value: Tensor, sequences: Lengths, prompts: Lengths, completions: Lengths,
+    scaling: float, more_key: Tensor | None = None, more_value: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """query: (H, S, D). key, value: (h, S, D). sequences: all, prompts first. prompts: these alone. completions: for
-    each prompt the tokens of its completions, together. Returns (S, H, D)."""
-    by_token = (x.transpose(0, 1) for x in (query, key, value))
+    """query: (H, S, D). key, value: (h, S, D). sequences: all, prompts first. prompts: these, and after them those
+    whose keys and values are more_key and more_value, (h, S', D). completions: for each prompt the tokens of its
+    completions, together. Returns (S, H, D)."""
+    by_token = (None if x is None else x.transpose(0, 1) for x in (query, key, value, more_key, more_value))
     out: Tensor = _Row.apply(*by_token, sequences, prompts, completions, scaling)
     return out
 
 
 class _Row(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, sequences: Lengths, prompts: Lengths,
-                completions: Lengths, scaling: float) -> Tensor:  # fmt: skip
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, more_key: Tensor | None, more_value: Tensor | None,
+                sequences: Lengths, prompts: Lengths, completions: Lengths, scaling: float) -> Tensor:  # fmt: skip
         out, lse, states = _forward(query, key, value, sequences, sequences, True, scaling)
         if completions.total:
-            own, before = slice(prompts.total, None), slice(prompts.total)
-            there, lse_there, more = _forward(
-                query[own], key[before], value[before], completions, prompts, False, scaling
-            )
+            own = slice(sequences.total - completions.total, None)
+            before = _before(key, more_key, own.start), _before(value, more_value, own.start)
+            there, lse_there, more = _forward(query[own], *before, completions, prompts, False, scaling)
             whole = torch.logaddexp(lse[:, own], lse_there)
             share = (lse_there - whole).exp().T.unsqueeze(-1)
             out[own] = out[own].float().lerp(there.float(), share).to(out.dtype)
             lse[:, own] = whole
             states = states + more
-        ctx.save_for_backward(query, key, value, out, lse, *states)
+        ctx.save_for_backward(query, key, value, more_key, more_value, out, lse, *states)
         ctx.layout = sequences, prompts, completions, scaling
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        query, key, value, out, lse, *states = ctx.saved_tensors
+        query, key, value, more_key, more_value, out, lse, *states = ctx.saved_tensors
         sequences, prompts, completions, scaling = ctx.layout
         grad = grad.contiguous()
         change = _backward(grad, query, key, value, out, lse, sequences, sequences, True, states[:2], scaling)
+        to_more: list[Tensor | None] = [None, None]
         if completions.total:
-            own, before = slice(prompts.total, None), slice(prompts.total)
-            more = _backward(
-                grad[own], query[own], key[before], value[before], out[own], lse[:, own].contiguous(),
+            own = slice(sequences.total - completions.total, None)
+            before = _before(key, more_key, own.start), _before(value, more_value, own.start)
+            to_query, *to_before = _backward(
+                grad[own], query[own], *before, out[own], lse[:, own].contiguous(),
                 completions, prompts, False, states[2:], scaling,
             )  # fmt: skip
-            for part, total, add in zip((own, before, before), change, more, strict=True):
-                total[part] += add
-        return *change, None, None, None, None
+            change[0][own] += to_query
+            for total, add in zip(change[1:], to_before, strict=True):
+                total[: own.start] += add[: own.start]
+            if more_key is not None:
+                to_more = [add[own.start :] for add in to_before]
+        return *change, *to_more, None, None, None, None
+
+
+def _before(x: Tensor, more: Tensor | None, tokens: int) -> Tensor:
+    """Of the prompts."""
+    return x[:tokens] if more is None else torch.cat([x[:tokens], more])
 
 
 def _forward(

@@ -1,17 +1,19 @@
 """The policy's distributions over the tokens of sampled completions: one forward pass; and the flat gradient of what is
 made of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from bae import attention
 from bae.batch import Samples
 from bae.losses import log_probs_and_entropy
 from bae.numbers import Decisions, candidate_log_probs, expected
-from bae.packing import Packing, micro_batches
+from bae.packing import Carried, Packing, micro_batches
 from bae.vocabulary import head_log_probs
 
 
@@ -27,12 +29,17 @@ class Pass(NamedTuple):
     logits_at: Callable[[Tensor], Tensor]
 
 
-def completion_pass(model: Any, samples: Samples, rows: Tensor, temperature: float) -> Pass:
+def completion_pass(
+    model: Any, samples: Samples, rows: Tensor, temperature: float,
+    carried: Carried | None = None, closing: Carried | None = None,
+) -> Pass:  # fmt: skip
     """rows: (B,) long. A prompt is encoded once for the neighbours that share it, and there are never logits of all
-    tokens, if the model has been told (bae.attention.share); else by plain rows and whole logits."""
-    if attention.is_shared(model):
-        return _packed_pass(model, samples, rows, temperature)
-    logits, ids = completion_logits(model, samples, rows)
+    tokens, if the model has been told (bae.attention.share); else by plain rows and whole logits. carried, closing: see
+    bae.packing.Packing."""
+    with _checkpointing(model):
+        if attention.is_shared(model):
+            return _packed_pass(model, samples, rows, temperature, carried, closing)
+        logits, ids = completion_logits(model, samples, rows)
     log_p, entropy = log_probs_and_entropy(logits, ids, temperature)
     batch = torch.arange(len(rows), device=logits.device).unsqueeze(1)
     return Pass(log_p, entropy, lambda position: logits[batch, position.clamp(min=0)])
@@ -57,12 +64,13 @@ def completion_logits(model: Any, samples: Samples, rows: Tensor) -> tuple[Tenso
     return logits, ids
 
 
-def _packed_pass(model: Any, samples: Samples, rows: Tensor, temperature: float) -> Pass:
+def _packed_pass(
+    model: Any, samples: Samples, rows: Tensor, temperature: float, carried: Carried | None, closing: Carried | None
+) -> Pass:
     mask = samples.completion_mask[rows]
     mask = mask[:, : int(mask.sum(1).max())].to(model.device)
     ids = samples.completion_ids[rows, : mask.shape[1]].to(model.device)
-    packing = Packing(samples, rows, model.device)
-    hidden = attention.run(model, packing.ids, packing.positions, packing)[0].index_select(0, packing.predicts)
+    hidden = Packing(samples, rows, model.device, carried, closing).states(model)
     head = model.get_output_embeddings()
     weight, bias = head.weight, getattr(head, "bias", None)
     if torch.is_autocast_enabled(hidden.device.type):  # as for any linear layer
@@ -75,6 +83,21 @@ def _packed_pass(model: Any, samples: Samples, rows: Tensor, temperature: float)
         hidden[(first.unsqueeze(1) + position.clamp(min=0)).clamp(max=len(hidden) - 1)], weight, bias
     )
     return Pass(log_p, entropy, logits_at)
+
+
+@contextmanager
+def _checkpointing(model: Any) -> Iterator[None]:
+    """Let layers that have been told to checkpoint do it: transformers has them do so in training mode alone, but what
+    is inside them must not drop out."""
+    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer) and m.gradient_checkpointing]
+    before = [layer.training for layer in layers]
+    for layer in layers:
+        layer.training = True
+    try:
+        yield
+    finally:
+        for layer, mode in zip(layers, before, strict=True):
+            layer.training = mode
 
 
 @torch.no_grad()

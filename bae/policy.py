@@ -7,18 +7,21 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import Tensor
 
 from bae.advantages import spread_over_tokens
 from bae.agreement import count_sketch
+from bae.attention import is_shared
 from bae.batch import NumberAdvantages, RolloutBatch, Samples
 from bae.blocks import Block
 from bae.forward import Pass, completion_pass, flat_gradient
 from bae.losses import Aggregation, block_mean, blockwise_clipped_loss, importance, is_clipped, mismatch
 from bae.models import Policy
 from bae.numbers import all_action, candidate_log_probs, expected, token_advantages
-from bae.packing import micro_batches
+from bae.packing import micro_batches, passes
 
+SHARDED = (FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy)
 Optimizer = Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
 
 
@@ -170,8 +173,8 @@ class PolicyModule(L.LightningModule):
         # DDP takes the mean over ranks, so that each divides by the tokens that a rank has on average.
         tokens = float(self._over_ranks(work.samples.completion_mask[mini].sum()))
         sums, furthest = torch.zeros(4), torch.zeros(())
-        for part in parts:
-            seen = completion_pass(self.model, work.samples, part, self.temperature)
+        for part, *prompts in passes(self.model, work.samples, parts, self._carries()):
+            seen = completion_pass(self.model, work.samples, part, self.temperature, *prompts)
             log_p, entropy = seen.log_p, seen.entropy
             mask, weight = (self._columns(x, part, log_p) for x in (work.samples.completion_mask, work.weights))
             loss, advantage, old_log_p = self._surrogate_loss(work, part, seen, weight)
@@ -246,10 +249,16 @@ class PolicyModule(L.LightningModule):
     def _old_log_probs(self, samples: Samples, minis: Sequence[Sequence[Tensor]]) -> Tensor:
         """(N, T), in the same micro-batches as the update, so that the first ratio is exactly 1."""
         out = torch.zeros(samples.completion_ids.shape)
-        for part in (part for mini in minis for part in mini):
-            log_p = completion_pass(self.model, samples, part, self.temperature).log_p
-            out[part, : log_p.shape[1]] = log_p.cpu()
+        for parts in minis:
+            for part, *prompts in passes(self.model, samples, parts, self._carries()):
+                log_p = completion_pass(self.model, samples, part, self.temperature, *prompts).log_p
+                out[part, : log_p.shape[1]] = log_p.cpu()
         return out
+
+    def _carries(self) -> bool:
+        """Whether a prompt is read ahead for its micro-batches. Under a sharded strategy every pass is one of all
+        ranks, who have other prompts."""
+        return is_shared(self.model) and not isinstance(self.trainer.strategy, SHARDED)
 
     def _gradients_travel(self, now: bool) -> Any:
         """Under DDP, ranks exchange gradients with the last micro-batch only."""

@@ -8,7 +8,7 @@ from conftest import needs_gpu
 
 from bae import attention, flash_attention
 from bae.batch import Samples
-from tests.test_packing import model_of, outcome, some
+from tests.test_packing import in_parts, model_of, outcome, some
 
 
 def pairs(queries, keys, causal):
@@ -50,6 +50,18 @@ def test_two_calls_make_the_whole_and_its_gradients(groups, monkeypatch):
     same_values, same_gradient = outcome(model, samples, rows, weights)
     torch.testing.assert_close(same_values, values, atol=1e-5, rtol=0)
     assert all((same_gradient[name] - gradient[name]).abs().max() < 1e-5 for name in gradient)
+
+
+def test_carried_prompts(monkeypatch):
+    for name, value in (("_forward", forward), ("_backward", backward), ("is_usable", lambda query: True)):
+        monkeypatch.setattr(flash_attention, name, value)
+    model, samples, weights = model_of("llama"), some([7, 1, 4], seed=4), torch.ones(12, 7)
+    values, gradient = outcome(model, samples, torch.arange(12), weights)
+    attention.share(model)
+    same_values, same_gradient, read_ahead = in_parts(model, samples, weights, 24)
+    torch.testing.assert_close(same_values, values, atol=1e-5, rtol=0)
+    assert all((same_gradient[name] - gradient[name]).abs().max() < 1e-5 for name in gradient)
+    assert read_ahead == 2
 
 
 def test_completions_of_one_token_feed_nothing(monkeypatch):

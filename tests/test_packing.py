@@ -24,7 +24,7 @@ from bae.batch import Samples
 from bae.forward import check_shared_prefix, completion_logits, completion_pass
 from bae.losses import log_probs_and_entropy
 from bae.models import compile_layers
-from bae.packing import Packing, micro_batches
+from bae.packing import Packing, micro_batches, passes
 from bae.rollout.local import LocalEngine
 
 SIZES = {
@@ -111,6 +111,36 @@ def test_torchs_kernels_give_the_same():
         torch.testing.assert_close(one, other)
 
 
+def in_parts(model, samples, weights, budget):
+    """The same as `outcome`, summed over micro-batches, and how often a prompt was read ahead."""
+    model.zero_grad()
+    parts, carriers = micro_batches(samples, torch.arange(len(weights)), budget), []
+    values = torch.zeros(2, len(weights), int(samples.completion_mask.sum(1).max()))
+    for part, *prompts in passes(model, samples, parts, True):
+        seen = completion_pass(model, samples, part, 0.8, *prompts)
+        width = seen.log_p.shape[1]
+        mask = samples.completion_mask[part, :width]
+        ((seen.log_p + 0.3 * seen.entropy) * weights[part, :width] * mask).sum().backward()
+        values[:, part, :width] = torch.stack([seen.log_p * mask, seen.entropy * mask]).detach()
+        carriers += [carried for carried in prompts[:1] if carried is not None and carried not in carriers]
+    return values, {name: p.grad.clone() for name, p in model.named_parameters()}, len(carriers)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(("budget", "read_ahead"), [(999, 0), (24, 1), (12, 3), (1, 3)])
+def test_a_prompt_of_several_micro_batches_is_read_ahead_once(budget, read_ahead, checkpointing):
+    model, samples = model_of("qwen2"), some([7, 1, 4, 2], seed=4)
+    weights = torch.randn(14, 7, generator=torch.Generator().manual_seed(3))
+    values, gradient = outcome(model, samples, torch.arange(14), weights)
+    attention.share(model)
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    same_values, same_gradient, count = in_parts(model, samples, weights, budget)
+    torch.testing.assert_close(same_values, values, atol=1e-5, rtol=0)
+    assert all((same_gradient[name] - gradient[name]).abs().max() < 1e-5 for name in gradient)
+    assert count == read_ahead
+
+
 @settings(deadline=None, max_examples=25)
 @given(groups=st.lists(st.integers(1, 4), min_size=1, max_size=4), seed=st.integers(0, 99), data=st.data())
 def test_any_rows_in_any_order_of_groups(groups, seed, data):
@@ -127,7 +157,8 @@ def test_a_prompt_is_there_once_and_no_padding():
     packing = Packing(samples, torch.arange(7), "cpu")
     prompts = samples.prompt_mask[0].sum() + samples.prompt_mask[3].sum()
     assert packing.ids.shape[1] == int(prompts + samples.completion_mask.sum() - 7)  # the last token predicts nothing
-    assert len(packing.predicts) == int(samples.completion_mask.sum())
+    attention.share(model := model_of("llama"))
+    assert len(packing.states(model)) == int(samples.completion_mask.sum())
 
 
 def test_padding_of_the_vocabularys_slices_is_never_seen():
@@ -154,14 +185,18 @@ def test_padding_of_the_vocabularys_slices_is_never_seen():
             torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
 
 
-def test_gradient_checkpointing_changes_nothing():
-    model, samples = model_of("llama"), some([3, 2])
-    attention.share(model)
-    weights = torch.ones(5, 7)
+@pytest.mark.parametrize("shared", [True, False])
+def test_gradient_checkpointing_runs_layers_twice_and_changes_nothing(shared):
+    model, samples, weights, runs = model_of("llama"), some([3, 2]), torch.ones(5, 7), []
+    if shared:
+        attention.share(model)
+    for layer in model.model.layers:
+        layer.mlp.register_forward_pre_hook(lambda module, given: runs.append(module.training))
     plain = outcome(model, samples, torch.arange(5), weights)
     model.gradient_checkpointing_enable({"use_reentrant": False})
-    model.train()  # transformers checkpoints in training mode only
     again = outcome(model, samples, torch.arange(5), weights)
+    assert runs == [False] * 6  # once, then twice, and never in training mode: nothing drops out
+    assert not any(module.training for module in model.modules())
     assert again[0].equal(plain[0]) and all(again[1][name].allclose(g, atol=1e-6) for name, g in plain[1].items())
 
 

@@ -344,7 +344,6 @@ def test_gradients_of_blocks_leave_no_trace(tiny):
 def test_gradients_of_blocks_under_gradient_checkpointing(tiny):
     plain = module(tiny).block_gradients(batch(), EVERYONE, 0)
     tiny.model.gradient_checkpointing_enable({"use_reentrant": False})
-    tiny.model.train()  # transformers does it in training mode alone
     torch.testing.assert_close(module(tiny).block_gradients(batch(), EVERYONE, 0), plain, atol=1e-6, rtol=1e-5)
 
 

@@ -9,35 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bae import attention, flash_attention
-from bae.packing import Padded
+from bae import attention
+from bae.packing import Prompts, below
 from bae.rollout.repeated import Repeated
-from bae.shared_attention import shared_attention
 
 GROWTH = 32
 """Places that are added at a time: whole buffers are what matrix products take without a copy."""
-
-
-class _Prompts:
-    """The pass that reads prompts; keeps the keys and values of every layer, (P, h, L, D) each."""
-
-    def __init__(self, real: Tensor, device: Any):
-        self.longest = real.shape[1]
-        self.lengths = real.sum(1).tolist()
-        self.padded = Padded(real, 0, device)
-        self.each, self.none = (flash_attention.Lengths(x, device) for x in (self.lengths, []))
-        self.layers: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        k, v = (self.padded.spread(x[0]).movedim(-3, 0).unsqueeze(2) for x in (key, value))
-        self.layers[layer] = k[:, :, 0].contiguous(), v[:, :, 0].contiguous()
-        if flash_attention.is_usable(query):
-            lengths = self.each, self.each, self.none
-            return flash_attention.row_attention(query[0], key[0], value[0], *lengths, scaling).unsqueeze(0)
-        q = self.padded.spread((query[0] * scaling).unflatten(0, (key.shape[1], -1))).movedim(-3, 0).unsqueeze(2)
-        nothing = k[:, :, 0, :0]
-        out = shared_attention(q, k, v, nothing, nothing, [0] * len(q), self.lengths)
-        return self.padded.collect(out.squeeze(2).movedim(0, -3)).flatten(0, 1).transpose(0, 1).unsqueeze(0)
 
 
 class Cache:
@@ -61,19 +38,13 @@ class Cache:
 
     def read(self, prompts: list[list[int]]) -> Tensor:
         """Add prompts; (P', V): logits of what follows each."""
-        lengths = torch.tensor([len(prompt) for prompt in prompts])
-        real = torch.arange(int(lengths.max())) < lengths.unsqueeze(1)
-        layout = _Prompts(real, self.model.device)
-        ids = torch.tensor([token for prompt in prompts for token in prompt], device=self.model.device)
-        positions = (real.cumsum(1) - 1)[real].to(ids)
-        hidden = attention.run(self.model, ids.unsqueeze(0), positions.unsqueeze(0), layout)[0]
-        self.lengths = torch.cat([self.lengths, lengths.to(ids)])
-        for layer, fresh in layout.layers.items():
+        fresh = Prompts(prompts, self.model.device)
+        last = fresh.run(self.model)
+        self.lengths = torch.cat([self.lengths, torch.tensor(fresh.lengths, device=last.device)])
+        for layer, (key, value) in fresh.layers.items():
             before = self.prompts.get(layer)
-            self.prompts[layer] = (
-                fresh if before is None else (_below(before[0], fresh[0]), _below(before[1], fresh[1]))
-            )
-        return self.model.get_output_embeddings()(hidden[lengths.cumsum(0).to(ids) - 1])
+            self.prompts[layer] = (key, value) if before is None else (below(before[0], key), below(before[1], value))
+        return self.model.get_output_embeddings()(last)
 
     def add(self, prompt: Tensor) -> None:
         """Begin a completion for each of these prompts, (R',) long, by their number."""
@@ -193,9 +164,3 @@ class Cache:
         """(P, h, n * r, …) -> (R, h, r, …)."""
         rows = dense.unflatten(2, (self._each, -1)).transpose(1, 2).flatten(0, 1)
         return rows if self._full else rows[self._place]
-
-
-def _below(old: Tensor, new: Tensor) -> Tensor:
-    """(P + P', h, L, D), filled up with zeros."""
-    width = max(old.shape[2], new.shape[2])
-    return torch.cat([torch.nn.functional.pad(x, (0, 0, 0, width - x.shape[2])) for x in (old, new)])
