@@ -18,6 +18,7 @@ Heavy imports wait inside the functions: the verifier's spawned workers import t
 """
 
 import argparse
+import gc
 import statistics
 from contextlib import contextmanager
 from dataclasses import replace
@@ -199,6 +200,7 @@ def one(contender, model, dtype, group, prompts, prompt_tokens, new, micro_batch
         step, more = trl, {"rows": rows, "autocast": contender == "trl autocast"}
     loaded = perf_counter()
     step(cfg, policy, task, prompts, group, new, **more)
+    gc.collect()  # the first step's optimiser
     warm = perf_counter()
     found = step(cfg, policy, task, prompts, group, new, **more)
     task.verifier.close()

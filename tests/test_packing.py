@@ -118,12 +118,12 @@ def in_parts(model, samples, weights, budget):
     values = torch.zeros(2, len(weights), int(samples.completion_mask.sum(1).max()))
     for part, *prompts in passes(model, samples, parts, True):
         seen = completion_pass(model, samples, part, 0.8, *prompts)
-        width = seen.log_p.shape[1]
-        mask = samples.completion_mask[part, :width]
-        ((seen.log_p + 0.3 * seen.entropy) * weights[part, :width] * mask).sum().backward()
-        values[:, part, :width] = torch.stack([seen.log_p * mask, seen.entropy * mask]).detach()
+        device, width = seen.log_p.device, seen.log_p.shape[1]
+        mask = samples.completion_mask[part, :width].to(device)
+        ((seen.log_p + 0.3 * seen.entropy) * weights[part, :width].to(device) * mask).sum().backward()
+        values[:, part, :width] = torch.stack([seen.log_p * mask, seen.entropy * mask]).detach().cpu().float()
         carriers += [carried for carried in prompts[:1] if carried is not None and carried not in carriers]
-    return values, {name: p.grad.clone() for name, p in model.named_parameters()}, len(carriers)
+    return values, {name: p.grad.cpu().clone() for name, p in model.named_parameters()}, len(carriers)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

@@ -23,7 +23,7 @@ class Repeated:
         if self._graph is None:
             self._given, graph = x.clone(), torch.cuda.CUDAGraph()
             try:
-                with torch.cuda.graph(graph):
+                with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may watch the GPU
                     self._made = function(self._given)
             except RuntimeError as error:
                 raise ValueError(
