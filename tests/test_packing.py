@@ -141,6 +141,19 @@ def test_a_prompt_of_several_micro_batches_is_read_ahead_once(budget, read_ahead
     assert count == read_ahead
 
 
+def test_prompts_that_are_read_ahead_under_autocast():
+    model, samples = model_of("llama"), some([7, 1, 4], seed=4)
+    weights = torch.randn(12, 7, generator=torch.Generator().manual_seed(3))
+    attention.share(model)
+    values, gradient, _ = in_parts(model, samples, weights, 999)
+    with torch.autocast("cpu", torch.bfloat16):
+        same_values, same_gradient, count = in_parts(model, samples, weights, 12)
+    assert count == 2
+    torch.testing.assert_close(same_values, values, atol=0.03, rtol=0)
+    for name, expected in gradient.items():
+        assert (same_gradient[name] - expected).norm() < 0.05 * expected.norm(), name
+
+
 @settings(deadline=None, max_examples=25)
 @given(groups=st.lists(st.integers(1, 4), min_size=1, max_size=4), seed=st.integers(0, 99), data=st.data())
 def test_any_rows_in_any_order_of_groups(groups, seed, data):
