@@ -91,12 +91,7 @@ class Packing:
         out = []
         pk, pv = (self._prompt.spread(x).movedim(-3, 0) for x in (k, v))  # (P, h, L, D)
         if self._read:
-            # To attention, a prompt is one completion of no prompt.
-            pq, nothing = self._prompt.spread(q).movedim(-3, 0), pk[:, :, :0]
-            q1, k1, v1 = (x.unsqueeze(2) for x in (pq, pk, pv))
-            alone, lengths = [0] * self._read, self._lengths[: self._read]
-            prompts = shared_attention(q1, k1, v1, nothing, nothing, alone, lengths)
-            out.append(self._prompt.collect(prompts.squeeze(2).movedim(0, -3)))
+            out.append(_prompts_alone(self._prompt, q, pk, pv, self._lengths[: self._read]))
         if self._own.slots.numel():
             oq, ok, ov = (self._own.spread(x).movedim(-4, 0) for x in (q, k, v))  # (P, h, [r,] n, T, D)
             if more:
@@ -125,15 +120,14 @@ class Prompts:
         return hidden[torch.tensor(self.lengths).cumsum(0).to(hidden.device) - 1]
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        k, v = (self._padded.spread(x[0]).movedim(-3, 0).unsqueeze(2) for x in (key, value))
-        self.layers[layer] = k[:, :, 0].contiguous(), v[:, :, 0].contiguous()
+        k, v = (self._padded.spread(x[0]).movedim(-3, 0).contiguous() for x in (key, value))
+        self.layers[layer] = k, v
         if flash_attention.is_usable(query):
             lengths = self._each, self._each, self._none
             return flash_attention.row_attention(query[0], key[0], value[0], *lengths, scaling).unsqueeze(0)
-        q = self._padded.spread((query[0] * scaling).unflatten(0, (key.shape[1], -1))).movedim(-3, 0).unsqueeze(2)
-        nothing = k[:, :, 0, :0]
-        out = shared_attention(q, k, v, nothing, nothing, [0] * len(q), self.lengths)
-        return self._padded.collect(out.squeeze(2).movedim(0, -3)).flatten(0, 1).transpose(0, 1).unsqueeze(0)
+        q = (query[0] * scaling).unflatten(0, (key.shape[1], -1))
+        out = _prompts_alone(self._padded, q, k, v, self.lengths)
+        return out.flatten(0, 1).transpose(0, 1).unsqueeze(0)
 
 
 class Carried:
@@ -231,6 +225,15 @@ def micro_batches(samples: Samples, rows: Tensor, budget: int, at_least: int = 1
         parts.remove(largest)
         parts += [largest[: len(largest) // 2], largest[len(largest) // 2 :]]
     return [rows[torch.tensor(part)] for part in parts]
+
+
+def _prompts_alone(padded: Padded, query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int]) -> Tensor:
+    """(h, r, tokens, D): attention of prompts, each of which is to it one completion of no prompt. query: (h, r, S, D),
+    scaled, of the row. key, value: (P, h, L, D)."""
+    q, nothing = padded.spread(query).movedim(-3, 0), key[:, :, :0]
+    q1, k1, v1 = (x.unsqueeze(2) for x in (q, key, value))
+    out = shared_attention(q1, k1, v1, nothing, nothing, [0] * len(key), lengths)
+    return padded.collect(out.squeeze(2).movedim(0, -3))
 
 
 def below(old: Tensor, new: Tensor) -> Tensor:

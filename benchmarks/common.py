@@ -21,6 +21,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
 DATA = Path(os.environ.get("BAE_DATA", Path(__file__).parent.parent.parent / "shared" / "data"))
+SMOLLM2 = "smollm2_135m"
 CHILD = "--child"
 RESULT = "RESULT "
 NEVER = -1
@@ -153,9 +154,6 @@ def train_config(*overrides: str) -> Any:
     schema.register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("train", ["~experiment", "output_folder=/tmp", *overrides])
-
-
-SMOLLM2 = "smollm2_135m"
 
 
 def load(model: str, dtype: str, **options: Any) -> Any:

@@ -39,10 +39,15 @@ def backward(grad, query, key, value, out, lse, queries, keys, causal, state, sc
     return torch.einsum("hqk,khd->qhd", change, wide_key), to_key, to_value
 
 
-@pytest.mark.parametrize("groups", [[3, 1, 4], [8]])
-def test_two_calls_make_the_whole_and_its_gradients(groups, monkeypatch):
+@pytest.fixture
+def emulated(monkeypatch):
+    """What the kernels compute, on a CPU."""
     for name, value in (("_forward", forward), ("_backward", backward), ("is_usable", lambda query: True)):
         monkeypatch.setattr(flash_attention, name, value)
+
+
+@pytest.mark.parametrize("groups", [[3, 1, 4], [8]])
+def test_two_calls_make_the_whole_and_its_gradients(groups, emulated):
     model, samples = model_of("qwen2"), some(groups)
     rows, weights = torch.arange(8), torch.randn(8, 7, generator=torch.Generator().manual_seed(3))
     values, gradient = outcome(model, samples, rows, weights)
@@ -52,9 +57,7 @@ def test_two_calls_make_the_whole_and_its_gradients(groups, monkeypatch):
     assert all((same_gradient[name] - gradient[name]).abs().max() < 1e-5 for name in gradient)
 
 
-def test_carried_prompts(monkeypatch):
-    for name, value in (("_forward", forward), ("_backward", backward), ("is_usable", lambda query: True)):
-        monkeypatch.setattr(flash_attention, name, value)
+def test_carried_prompts(emulated):
     model, samples, weights = model_of("llama"), some([7, 1, 4], seed=4), torch.ones(12, 7)
     values, gradient = outcome(model, samples, torch.arange(12), weights)
     attention.share(model)
@@ -64,9 +67,7 @@ def test_carried_prompts(monkeypatch):
     assert read_ahead == 2
 
 
-def test_completions_of_one_token_feed_nothing(monkeypatch):
-    for name, value in (("_forward", forward), ("_backward", backward), ("is_usable", lambda query: True)):
-        monkeypatch.setattr(flash_attention, name, value)
+def test_completions_of_one_token_feed_nothing(emulated):
     samples = some([2, 2])
     mask = samples.completion_mask & (torch.arange(7) < 1)
     samples = Samples(samples.prompt_ids, samples.prompt_mask, samples.completion_ids, mask, samples.ended)

@@ -34,7 +34,6 @@ class Cache:
         self.prompt, self.used = none, none  # (R,): each completion's prompt, and tokens of its own
         self._capacity, self._longest_prompt = 0, 0
         self._most, self._level = 0, True  # tokens of the longest completion, at most; whether all have as many
-        self._arrange()
 
     def read(self, prompts: list[list[int]]) -> Tensor:
         """Add prompts; (P', V): logits of what follows each."""
