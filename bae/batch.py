@@ -16,12 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bae.blocks import Section
-from bae.numbers import Decisions, Number
-from bae.verifier import Verdict
-
-ANSWER = "answer"
-"""Name of the sections that the verifier checks."""
+from bae.method.stated_numbers import Decisions
+from bae.text.blocks import ANSWER, Section
+from bae.text.number import Number
+from bae.text.verdict import Verdict
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,7 @@ class Completion:
 
 
 @dataclass(frozen=True)
-class Samples:
+class SampledTokens:
     """Token ids as a rollout engine returns them.
 
     prompt_ids, prompt_mask: (N, L), padded on the left.
@@ -153,7 +151,7 @@ class RolloutBatch:
     step: int
     problems: list[Problem]
     group_size: int
-    samples: Samples | None = None  # Rollouts
+    samples: SampledTokens | None = None  # Rollouts
     scored: Scored | None = None  # Rollouts
     advantages: Advantages | None = None  # BlockwiseAdvantages
     entropy_coef: float = 0.0  # AdaptiveEntropy
@@ -161,7 +159,7 @@ class RolloutBatch:
     seconds: dict[str, float] = field(default_factory=dict)  # wall time by stage
     further: Callable[[int], list[Problem]] | None = None  # round, from 1 -> as many other problems of the split
 
-    def rolled_out(self) -> tuple[Samples, Scored]:
+    def require_rollouts(self) -> tuple[SampledTokens, Scored]:
         """Samples and scores. Raises RuntimeError if the Rollouts callback has not run."""
         if self.samples is None or self.scored is None:
             raise RuntimeError("the batch has no rollouts: put bae.callbacks.Rollouts before whatever reads them")
@@ -170,10 +168,10 @@ class RolloutBatch:
     def further_problems(self, number: int) -> list[Problem]:
         """As many problems as the step has, others for each round; number: from 1."""
         if self.further is None:
-            raise RuntimeError("the batch has no further problems: bae.datamodule.PromptLoader gives them")
+            raise RuntimeError("the batch has no further problems: bae.tasks.loader.PromptLoader gives them")
         return self.further(number)
 
-    def weighed(self) -> Advantages:
+    def require_advantages(self) -> Advantages:
         """Advantages. Raises RuntimeError if the BlockwiseAdvantages callback has not run."""
         if self.advantages is None:
             raise RuntimeError("the batch has no advantages: put bae.callbacks.BlockwiseAdvantages after Rollouts")
@@ -192,14 +190,14 @@ def group_index(n: int, group_size: int) -> Tensor:
     return torch.arange(n) // group_size
 
 
-def concatenate(parts: Sequence[tuple[Samples, Scored]], pad: int) -> tuple[Samples, Scored]:
+def concatenate(parts: Sequence[tuple[SampledTokens, Scored]], pad: int) -> tuple[SampledTokens, Scored]:
     """Rollouts of several calls as those of one; pad: the id of padding."""
     samples, scored = zip(*parts, strict=True)
     ids = lambda name, fill, left=False: _stack([getattr(s, name) for s in samples], fill, left)  # noqa: E731
     told = all(s.log_probs is not None for s in samples)
     rows = lambda name: torch.cat([getattr(s, name) for s in scored])  # noqa: E731
     return (
-        Samples(ids("prompt_ids", pad, True), ids("prompt_mask", False, True), ids("completion_ids", pad),
+        SampledTokens(ids("prompt_ids", pad, True), ids("prompt_mask", False, True), ids("completion_ids", pad),
                 ids("completion_mask", False), torch.cat([s.ended for s in samples]),
                 ids("log_probs", 0.0) if told else None),
         Scored([c for s in scored for c in s.completions], _stack([s.block_of for s in scored], -1), rows("rewards"),
@@ -207,13 +205,13 @@ def concatenate(parts: Sequence[tuple[Samples, Scored]], pad: int) -> tuple[Samp
     )  # fmt: skip
 
 
-def rows_of(samples: Samples, scored: Scored, rows: Tensor) -> tuple[Samples, Scored]:
+def rows_of(samples: SampledTokens, scored: Scored, rows: Tensor) -> tuple[SampledTokens, Scored]:
     """The completions `rows`, (R,) long."""
     pick: Callable[[Any], Any] = lambda x: (  # noqa: E731
         x if x is None else x[rows] if isinstance(x, Tensor) else [x[n] for n in rows.tolist()]
     )
     each = lambda part: {f.name: pick(getattr(part, f.name)) for f in fields(part)}  # noqa: E731
-    return Samples(**each(samples)), Scored(**each(scored))
+    return SampledTokens(**each(samples)), Scored(**each(scored))
 
 
 def _stack(columns: Sequence[Tensor], fill: float, left: bool = False) -> Tensor:

@@ -12,17 +12,17 @@ import subprocess
 import sys
 from functools import partial
 
-import bae.process  # noqa: F401  # isort: skip  before torch
+import bae.commands.process_setup  # noqa: F401  # isort: skip  before torch
 import torch
 from common import take_the_loops_place
 from hydra import compose, initialize_config_dir
 
-from bae import schema
 from bae.batch import RolloutBatch
-from bae.build import make, make_pipeline, plain, quieten
 from bae.callbacks import BlockwiseAdvantages, Rollouts
-from bae.cli import CONF
-from bae.policy import PolicyModule
+from bae.commands import schema
+from bae.commands.build import make, make_pipeline, plain, quieten
+from bae.commands.cli import CONF
+from bae.training.module import PolicyModule
 
 BASELINES = ["ocb", "ocb_loo", "ocb_shrunk", "rao_blackwell", "all_action"]
 

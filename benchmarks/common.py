@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as bae.process has it, for all contenders alike
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as bae.commands.process_setup has it, for all contenders alike
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
@@ -55,11 +55,14 @@ def serve(function: Callable[..., Mapping[str, Any]]) -> bool:
 
 
 def settle(malloc: str) -> None:
-    """Before torch is loaded. malloc: `kept` for what bae-train tells it (bae.process), `default` for nothing."""
+    """Before torch is loaded. malloc: `kept` for what bae-train tells it (bae.commands.process_setup), `default` for
+    nothing."""
     if malloc == "default":
-        sys.modules["bae.process"] = ModuleType("bae.process")  # whoever imports it later changes nothing
+        sys.modules["bae.commands.process_setup"] = ModuleType(
+            "bae.commands.process_setup"
+        )  # whoever imports it later changes nothing
     else:
-        import bae.process  # noqa: F401
+        import bae.commands.process_setup  # noqa: F401
 
 
 def peak_mib() -> float:
@@ -146,9 +149,9 @@ def train_config(*overrides: str) -> Any:
     """The configuration of bae-train without an experiment."""
     from hydra import compose, initialize_config_dir
 
-    from bae import schema
-    from bae.build import quieten
-    from bae.cli import CONF
+    from bae.commands import schema
+    from bae.commands.build import quieten
+    from bae.commands.cli import CONF
 
     quieten()
     schema.register()
@@ -158,7 +161,7 @@ def train_config(*overrides: str) -> Any:
 
 def load(model: str, dtype: str, **options: Any) -> Any:
     """The policy of conf/model/<model>.yaml, else of that folder or hub id, on the device."""
-    from bae.build import make
+    from bae.commands.build import make
 
     known = model == SMOLLM2
     more = [f"model.{key}={str(value).lower()}" for key, value in options.items()]
@@ -170,8 +173,8 @@ def load(model: str, dtype: str, **options: Any) -> Any:
 
 def module_by_hand(policy: Any, blocks: Any, micro_batch_tokens: int) -> Any:
     """A PolicyModule whose training_step works without Lightning's loop, with bae-train's optimiser."""
-    from bae.build import make
-    from bae.policy import PolicyModule
+    from bae.commands.build import make
+    from bae.training.module import PolicyModule
 
     module = PolicyModule(policy, blocks, make(train_config().optimizer), steps=10**6, warmup_steps=0, clip=0.2,
                           max_grad_norm=1.0, temperature=1.0, micro_batch_tokens=micro_batch_tokens)  # fmt: skip
@@ -188,7 +191,7 @@ def take_the_loops_place(module: Any) -> None:
 
 
 def named_blocks(count: int) -> Any:
-    from bae.blocks import make_blocks
+    from bae.text.blocks import make_blocks
 
     return make_blocks({f"block_{k}": {"sections": [f"tag_{k}"]} for k in range(count)})
 
@@ -204,12 +207,12 @@ def fixed_batch(vocabulary: int, prompts: int, group: int, prompt_tokens: int, n
     other."""
     import torch
 
-    from bae.batch import Advantages, RolloutBatch, Samples, Scored
+    from bae.batch import Advantages, RolloutBatch, SampledTokens, Scored
 
     n = prompts * group
     asked = random_ids(vocabulary, prompts, prompt_tokens).repeat_interleave(group, 0)
     whole, every = (torch.ones(n, width, dtype=torch.bool) for width in (prompt_tokens, new))
-    samples = Samples(asked, whole, random_ids(vocabulary, n, new), every, ~every[:, 0])
+    samples = SampledTokens(asked, whole, random_ids(vocabulary, n, new), every, ~every[:, 0])
     block_of = (torch.arange(new) * blocks // new).expand(n, -1)
     nothing = torch.zeros(n, blocks)
     batch = RolloutBatch(0, [], group, samples, Scored([], block_of, nothing, nothing.bool(), nothing.bool()))

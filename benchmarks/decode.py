@@ -32,11 +32,11 @@ def engine(name, sequences, tokens):
     end = NEVER
     if name == "vllm":
         end = RARE
-        from bae.rollout.vllm import VllmEngine
+        from bae.rollout.vllm.engine import VllmEngine
 
         made = VllmEngine(max_model_len=tokens, max_num_seqs=sequences)
     else:
-        from bae.rollout.local import LocalEngine
+        from bae.rollout.local.engine import LocalEngine
 
         made = LocalEngine()
 

@@ -11,9 +11,9 @@ from time import perf_counter
 
 from common import DATA
 
-from bae.evaluation import measure
-from bae.samples import read_completions
-from bae.verifier import MathVerifier
+from bae.evaluation.completion_table import read_completions
+from bae.evaluation.measure import measure
+from bae.text.verifier import MathVerifier
 
 NAMES = {"text": "completion", "reference": "answer", "question": "problem", "model": None}
 TAGS = {"answer": "answer", "confidence": "confidence"}

@@ -56,8 +56,8 @@ def small_policy(vocabulary):
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from bae import attention
-    from bae.models import Policy
+    from bae.training import attention
+    from bae.training.policy import Policy
 
     torch.manual_seed(0)
     config = LlamaConfig(vocab_size=vocabulary, hidden_size=WIDTH, intermediate_size=3 * WIDTH,
@@ -70,7 +70,7 @@ def small_policy(vocabulary):
 
 def rollout(prompts, group, prompt_tokens, new, vocabulary, blocks, micro_batch_tokens):
     """A function that samples so many completions of so many tokens; blocks are nothing to an engine."""
-    from bae.rollout.local import LocalEngine
+    from bae.rollout.local.engine import LocalEngine
 
     model, engine = small_policy(vocabulary).model, LocalEngine()
     ids = random_ids(vocabulary, prompts, prompt_tokens).tolist()
@@ -94,14 +94,14 @@ def advantages(completions):
 
     import torch
 
-    from bae.advantages import advantages as minus
-    from bae.advantages import sum_by_block
-    from bae.baselines import group_mean, outcome_conditioned, with_fallback, without_self
     from bae.batch import group_index
+    from bae.method.advantages import advantages as minus
+    from bae.method.advantages import sum_by_block
+    from bae.method.baselines import group_mean, outcome_conditioned, with_fallback, without_self
     from bae.objectives import Objective
     from bae.objectives.brier import brier
     from bae.objectives.correctness import correctness
-    from bae.weighing import ScoreTable, block_rewards
+    from bae.objectives.reward_view import ScoreTable, reward_view
 
     report = partial(Objective, score=brier, worst=-1.0, given="right")
     objectives = [
@@ -126,7 +126,7 @@ def advantages(completions):
         baselines = torch.zeros_like(table.rewards)
         for j, objective in enumerate(objectives):
             baseline = outcome_conditioned if j else group_mean
-            baselines[:, j], _ = with_fallback(baseline, without_self, block_rewards(objective, j, table, group))
+            baselines[:, j], _ = with_fallback(baseline, without_self, reward_view(objective, j, table, group))
         return sum_by_block(minus(table.rewards, baselines, table.present), [0, 1, 2], [1.0] * 3, 3)
 
     return weigh
@@ -213,7 +213,7 @@ def draw(path, taken):
     """Time above, memory below; a column for each factor. The range over repeats is a band."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    from bae.figures import COLOURS, MARKERS, STYLE, _panels
+    from bae.evaluation.figures import COLOURS, MARKERS, STYLE, _panels
 
     factors = [factor for factor in FACTORS if any(row["factor"] == factor for row in taken)]
     figure, panels = _panels(len(factors), rows=2, height=3.4)

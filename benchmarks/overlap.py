@@ -17,7 +17,8 @@ from types import SimpleNamespace
 
 from common import DATA
 
-from bae.verifier import MathVerifier, Verdict
+from bae.text.verdict import Verdict
+from bae.text.verifier import MathVerifier
 
 TOKEN = re.compile(r"\s?[^\W_]{1,6}|\s|\W|_")
 PAD, EOS = 0, 1
@@ -33,7 +34,7 @@ class Replay:
     def sample(self, model, prompts, keys, *, on_finished, **options):
         import torch
 
-        from bae.batch import Samples
+        from bae.batch import SampledTokens
 
         step = 0
         for n in sorted(range(len(self.rows)), key=lambda n: len(self.rows[n])):
@@ -44,7 +45,7 @@ class Replay:
                 on_finished(n, row, row[-1] == EOS)
         ids = torch.tensor([row + [PAD] * (step - len(row)) for row in self.rows])
         mask = torch.arange(step) < torch.tensor([[len(row)] for row in self.rows])
-        return Samples(ids[:, :1], mask[:, :1], ids, mask, (ids == EOS).any(1))
+        return SampledTokens(ids[:, :1], mask[:, :1], ids, mask, (ids == EOS).any(1))
 
 
 def file():
@@ -77,12 +78,12 @@ def read(count, hostile, limit):
 
 def pipelines(rows, vocabulary, pace, verifier):
     """One that verifies after decoding, and one that does so meanwhile."""
-    from bae.blocks import make_blocks
     from bae.objectives import Objective
     from bae.objectives.brier import brier
     from bae.objectives.correctness import correctness
+    from bae.objectives.scoring import Scorer
     from bae.rollout.pipeline import Pipeline
-    from bae.scoring import Scorer
+    from bae.text.blocks import make_blocks
 
     blocks = make_blocks({"solution": ["answer"], "confidence": ["confidence"]})
     objectives = [

@@ -8,7 +8,8 @@ sequence is one that no model has.
 Ours is bae-train's configuration in a Lightning trainer, with the callbacks that work at every step; answers are
 verified. TRL has no checkpointing of gradients, no reference model, no logs, and two rewards that cost nothing. It
 takes its best of --trl-rows, completions in a micro-batch; in bfloat16, of weights in bfloat16 and autocast; and of
---trl-malloc, where `kept` is what bae-train tells malloc (bae.process), and `default` is what TRL's users have.
+--trl-malloc, where `kept` is what bae-train tells malloc (bae.commands.process_setup), and `default` is what TRL's
+users have.
 
 Each measurement is a process of its own: it loads the model, takes a step that is not counted, in which it gets its
 memory, then the same again. Contenders take turns. Peak memory is that of the process, libraries and
@@ -82,7 +83,7 @@ def configuration(new, micro_batch_tokens):
 
 def choose(cfg, policy, count, tokens):
     """The problems whose prompts are nearest to so many tokens, and how many these have on average."""
-    from bae.build import make
+    from bae.commands.build import make
 
     task = make(cfg.task)
     problems = [task.problem("train", index) for index in range(min(SEEN, task.size("train")))]
@@ -96,9 +97,9 @@ def ours(cfg, policy, task, prompts, group, new):
     import lightning as L
     from lightning.pytorch.callbacks import LambdaCallback
 
-    from bae.build import make, make_pipeline, plain
-    from bae.datamodule import PromptDataModule
-    from bae.policy import PolicyModule
+    from bae.commands.build import make, make_pipeline, plain
+    from bae.tasks.loader import PromptDataModule
+    from bae.training.module import PolicyModule
 
     pipeline = make_pipeline(cfg, policy, task)
     pipeline = replace(pipeline, engine=Endless(pipeline.engine), max_new_tokens=new)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pandas
 
-from bae.figures import save, training_curves
-from bae.tracking import history, search
+from bae.evaluation.figures import save, training_curves
+from bae.report.tracking import history, search
 
 METRICS = ("accuracy", "confidence", "bias", "ece", "auroc", "brier")
 GOALS = {

@@ -4,7 +4,7 @@ The training step of SmolLM2-135M-Instruct (make smollm2) or --model, on a GPU i
 Its forward and backward passes are timed without the optimiser's step and the clipping, which are a column of their
 own, and are held against
 
-    square    the fastest of products of square matrices, up to 2048 x 2048 on a CPU (bae.flops.matmul_rate)
+    square    the fastest of products of square matrices, up to 2048 x 2048 on a CPU (bae.training.flops.matmul_rate)
     own       the very products that the layers and the head need, with as many rows as a micro-batch has: forward,
               gradient of the input, gradient of the weight; all their work over all their time
 
@@ -60,7 +60,7 @@ def useful(model, samples, group):
     """Operations of a forward and a backward pass that no implementation can do without, by where they are."""
     from dataclasses import replace
 
-    from bae.flops import ModelSize, model_size, update_flops
+    from bae.training.flops import ModelSize, model_size, update_flops
 
     size, nothing = model_size(model), ModelSize(0, 0, 0)
     return {
@@ -158,9 +158,9 @@ def one(model, dtype, group, prompts, prompt_tokens, new, micro_batch_tokens, co
 
     import torch
 
-    from bae.flops import matmul_rate
-    from bae.packing import Packing, micro_batches
-    from bae.vocabulary import LOGITS
+    from bae.training.chunked_head import LOGITS
+    from bae.training.flops import matmul_rate
+    from bae.training.packing import Packing, micro_batches
 
     begun = perf_counter()
     policy = load(model, dtype, compile=compiled)
@@ -224,7 +224,7 @@ def main():
     parser.add_argument("--prompt-tokens", type=int, default=250)
     parser.add_argument("--new", type=int, default=96)
     parser.add_argument("--micro-batch-tokens", type=listed(int), default=[2048])
-    parser.add_argument("--compile", action="store_true", help="the layers, by bae.models.compile_layers")
+    parser.add_argument("--compile", action="store_true", help="the layers, by bae.training.policy.compile_layers")
     parser.add_argument("--profile", action="store_true")
     given = arguments(parser, "update", model=True)
     for dtype in given.dtype:

@@ -10,21 +10,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, runs
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
-from test_scoring import score
 
-from bae import schema
-from bae.baselines import BlockRewards
 from bae.batch import Completion, Problem
-from bae.blocks import Section
-from bae.build import make_format
-from bae.cli import CONF
+from bae.commands import schema
+from bae.commands.build import make_format
+from bae.commands.cli import CONF
+from bae.method.baselines import RewardView
 from bae.objectives import check_objectives
-from bae.outcomes import given_reward
-from bae.weighing import score_table
+from bae.objectives.outcomes import given_reward
+from bae.objectives.reward_view import score_table
+from bae.text.blocks import Section
+from tests.objectives.test_scoring import score
+from tests.support import ROOT, runs
 
 PAGE = (ROOT / "docs" / "extending.md").read_text()
 FILES = dict(re.findall(r"^`(\S+)`:\n\n```(?:python|yaml)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL))
@@ -72,7 +72,7 @@ def test_the_baseline_is_the_median_of_the_others(study):
     baseline = instantiate(option(study, "baseline/median.yaml"))
     nan = torch.nan
     # Two groups. In the first: four alike, one of them absent; one alone. In the second: two alike, two alike.
-    rewards = BlockRewards(
+    rewards = RewardView(
         reward=torch.tensor([1.0, 2.0, 9.0, 50.0, 7.0, 3.0, 4.0, 5.0, 6.0, 8.0]),
         group=torch.tensor([0, 0, 0, 0, 0, 1, 1, 1, 1, 1]),
         outcome=torch.tensor([1, 1, 1, 1, 0, 1, 1, 0, 0, 0]),

@@ -5,12 +5,12 @@ from functools import partial
 import pytest
 import torch
 
-from bae.advantages import advantages, spread_over_tokens, sum_by_block
-from bae.baselines import BlockRewards, group_mean
-from bae.batch import Samples, group_index
-from bae.forward import completion_logits
-from bae.losses import block_mean, blockwise_clipped_loss, constant_length, log_probs_and_entropy, token_mean
-from bae.normalisation import batch_std, group_std, none
+from bae.batch import SampledTokens, group_index
+from bae.method.advantages import advantages, spread_over_tokens, sum_by_block
+from bae.method.baselines import RewardView, group_mean
+from bae.method.losses import block_mean, blockwise_clipped_loss, constant_length, log_probs_and_entropy, token_mean
+from bae.method.normalisation import batch_std, group_std, none
+from bae.training.forward import completion_logits
 
 trl = pytest.importorskip("trl", reason="make peers installs TRL, to compare with")
 pytestmark = pytest.mark.filterwarnings("ignore:You are using 'rollout_func'")
@@ -90,7 +90,7 @@ def centred(rewards):
     group = group_index(rewards.shape[0] * rewards.shape[1], rewards.shape[1])
     present, rewards = ~rewards.flatten(0, 1).isnan(), rewards.flatten(0, 1).nan_to_num()
     columns = zip(rewards.T, present.T, strict=True)
-    means = [group_mean(BlockRewards(reward, group, torch.zeros_like(group), counts)) for reward, counts in columns]
+    means = [group_mean(RewardView(reward, group, torch.zeros_like(group), counts)) for reward, counts in columns]
     return advantages(rewards, torch.stack(means, 1), present), group, present
 
 
@@ -176,7 +176,7 @@ def our_loss(policy, inputs, weights):
     """Of TRL's tensors, or a part of them; weights: (N, T)."""
     prompt_mask, completion_mask = inputs["prompt_mask"].bool(), inputs["completion_mask"].bool()
     everyone = torch.arange(len(weights))
-    samples = Samples(inputs["prompt_ids"], prompt_mask, inputs["completion_ids"], completion_mask, everyone >= 0)
+    samples = SampledTokens(inputs["prompt_ids"], prompt_mask, inputs["completion_ids"], completion_mask, everyone >= 0)
     logits, ids = completion_logits(policy.model, samples, everyone)
     log_p, _ = log_probs_and_entropy(logits, ids, TEMPERATURE)
     advantage = spread_over_tokens(inputs["advantages"].unsqueeze(1), block_and_tokens(completion_mask)[0])

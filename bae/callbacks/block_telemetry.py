@@ -6,7 +6,7 @@ import lightning as L
 from torch import Tensor
 
 from bae.batch import RolloutBatch
-from bae.distributed import gather
+from bae.callbacks.collectives import gather
 from bae.rollout.pipeline import Pipeline
 
 
@@ -18,8 +18,8 @@ class BlockTelemetry(L.Callback):
         self.blocks = [block.name for block in pipeline.scorer.blocks]
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: RolloutBatch, batch_idx: int) -> None:
-        _, scored = batch.rolled_out()
-        advantage = gather(trainer, batch.weighed().per_block)
+        _, scored = batch.require_rollouts()
+        advantage = gather(trainer, batch.require_advantages().per_block)
         for k, name in enumerate(self.blocks):
             reached = gather(trainer, (scored.block_of == k).any(1))
             signal = block_signal(advantage[:, k], reached, batch.group_size)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bae.batch import RolloutBatch
 from bae.callbacks.checks import at_least_one
-from bae.distributed import gather
+from bae.callbacks.collectives import gather
 from bae.rollout.pipeline import Pipeline
 
 MODE_SHARE = "confidence_mode_share"
@@ -33,7 +33,7 @@ class ConfidenceCollapse(L.Callback):
         self.streak = 0  # steps on end in which the mode had its share; so one warning, at `patience`
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: RolloutBatch, batch_idx: int) -> None:
-        _, scored = batch.rolled_out()
+        _, scored = batch.require_rollouts()
         numbers = [torch.nan if c.confidence is None else c.confidence for c in scored.completions]
         confidence = gather(trainer, torch.tensor(numbers, dtype=torch.double))
         correct = gather(trainer, torch.tensor([c.correct for c in scored.completions]))

@@ -7,12 +7,13 @@ import torch
 
 from bae.batch import RolloutBatch
 from bae.callbacks.checks import at_least_one
+from bae.evaluation.completion_table import columns
 from bae.rollout.pipeline import Pipeline
-from bae.samples import columns
 
 
 class CompletionTable(L.Callback):
-    """Logs `rows` completions of the first and of every `every`-th step: the columns of bae.samples, the text of each
+    """Logs `rows` completions of the first and of every `every`-th step: the columns of
+    bae.evaluation.completion_table, the text of each
     block, and each objective's reward and advantage. Raises ValueError if every is below 1."""
 
     def __init__(self, pipeline: Pipeline, every: int, rows: int):
@@ -31,7 +32,7 @@ class CompletionTable(L.Callback):
                     logger.log_completions(table, step=batch.step + 1)
 
     def _table(self, batch: RolloutBatch) -> dict[str, list]:
-        samples, scored = batch.rolled_out()
+        samples, scored = batch.require_rollouts()
         scorer = self.pipeline.scorer
         chosen = scored.completions[: self.rows]
         table = {"step": [batch.step + 1] * len(chosen), **columns(chosen, scorer.attempts)}
@@ -40,7 +41,7 @@ class CompletionTable(L.Callback):
             table[f"block/{block.name}"] = [self.pipeline.policy.tokenizer.decode(row) for row in ids]
         for j, objective in enumerate(scorer.objectives):
             table[f"reward/{objective.name}"] = _column(scored.rewards, j, len(chosen))
-            table[f"advantage/{objective.name}"] = _column(batch.weighed().per_objective, j, len(chosen))
+            table[f"advantage/{objective.name}"] = _column(batch.require_advantages().per_objective, j, len(chosen))
         return table
 
 

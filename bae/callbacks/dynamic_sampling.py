@@ -6,11 +6,11 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from bae.baselines import outcome_strata, stratified_mean
 from bae.batch import RolloutBatch, Scored, concatenate, group_index, rows_of
-from bae.outcomes import Outcome
+from bae.method.baselines import outcome_strata, stratified_mean
+from bae.objectives.outcomes import Outcome
+from bae.objectives.reward_view import reward_view, score_table
 from bae.rollout.pipeline import Pipeline
-from bae.weighing import block_rewards, score_table
 
 
 class DynamicSampling(L.Callback):
@@ -35,7 +35,7 @@ class DynamicSampling(L.Callback):
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: RolloutBatch, batch_idx: int) -> None:
         if self.rounds == 0:
             return
-        samples, scored = batch.rolled_out()
+        samples, scored = batch.require_rollouts()
         count, size, pad = len(batch.problems), batch.group_size, self.pipeline.policy.tokenizer.pad_token_id
         problems, signal = list(batch.problems), self._has_signal(scored, size)
         done = 0
@@ -62,7 +62,7 @@ class DynamicSampling(L.Callback):
         table = score_table(scored, objectives, self.outcome, group)
         found = torch.zeros(len(group), dtype=torch.bool)
         for j, objective in enumerate(objectives):
-            rewards = block_rewards(objective, j, table, group)
+            rewards = reward_view(objective, j, table, group)
             mean = stratified_mean(rewards.reward, outcome_strata(rewards), rewards.present)
             found |= rewards.present & (rewards.reward != mean)
         return found.view(-1, group_size).any(1)

@@ -6,10 +6,10 @@ from typing import Any
 
 import lightning as L
 
-from bae.distributed import gather_objects
-from bae.evaluation import measure, sample
+from bae.callbacks.collectives import gather_objects
+from bae.evaluation.completion_table import merge
+from bae.evaluation.measure import measure, sample
 from bae.rollout.pipeline import Pipeline
-from bae.samples import merge
 
 
 class Evaluation(L.Callback):

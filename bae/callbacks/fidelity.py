@@ -6,15 +6,15 @@ from typing import Any
 import lightning as L
 from pandas import DataFrame
 
-from bae.baselines import Baseline
 from bae.batch import RolloutBatch
 from bae.callbacks.checks import at_least_one
-from bae.distributed import gather_objects
-from bae.nested import check_conditioned, check_nested, compare, measure
-from bae.numbers import Candidates
-from bae.outcomes import Outcome
+from bae.callbacks.collectives import gather_objects
+from bae.evaluation.completion_table import merge
+from bae.fidelity.measure import check_conditioned, check_nested, compare, measure
+from bae.method.baselines import Baseline
+from bae.method.stated_numbers import Candidates
+from bae.objectives.outcomes import Outcome
 from bae.rollout.pipeline import Pipeline
-from bae.samples import merge
 
 DRAWS = 2**32 - 5
 """In the place of a step in the seeds of its groups; no training step has this number."""

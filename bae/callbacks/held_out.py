@@ -6,12 +6,12 @@ from typing import Any
 import lightning as L
 
 from bae.batch import Completion, RolloutBatch
+from bae.callbacks.collectives import gather_objects
 from bae.callbacks.telemetry import completion_metrics
-from bae.distributed import gather_objects
-from bae.evaluation import test_time_scaling
+from bae.evaluation.completion_table import by_attempt, columns, frame, merge
+from bae.evaluation.measure import test_time_scaling
+from bae.evaluation.voting import metric_name
 from bae.rollout.pipeline import Pipeline
-from bae.samples import by_attempt, columns, frame, merge
-from bae.voting import metric_name
 
 
 class HeldOut(L.Callback):

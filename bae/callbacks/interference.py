@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bae.batch import RolloutBatch
 from bae.callbacks.checks import at_least_one
-from bae.distributed import gather
+from bae.callbacks.collectives import gather
 from bae.rollout.pipeline import Pipeline
 
 
@@ -34,7 +34,7 @@ class Interference(L.Callback):
             return
         with batch.timed("interference"):
             groups = max(1, self.completions // batch.group_size)
-            rows = torch.arange(len(batch.weighed().per_block))[: groups * batch.group_size]
+            rows = torch.arange(len(batch.require_advantages().per_block))[: groups * batch.group_size]
             mine = pl_module.block_gradients(batch, rows, self.size)
             mean = gather(trainer, mine.unsqueeze(0)).mean(0)  # a sketch is linear, so this is the mean gradient's
             batch.metrics |= interference(mean, self.blocks)

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from bae.batch import RolloutBatch, Scored
-from bae.distributed import gather
-from bae.metrics import calibration
+from bae.callbacks.collectives import gather
+from bae.evaluation.metrics import calibration
+from bae.objectives.scoring import Scorer
 from bae.rollout.pipeline import Pipeline
-from bae.scoring import Scorer
-from bae.verifier import Verdict
+from bae.text.verdict import Verdict
 
 
 class Telemetry(L.Callback):
@@ -25,9 +25,9 @@ class Telemetry(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: RolloutBatch, batch_idx: int
     ) -> None:
-        samples, scored = batch.rolled_out()
+        samples, scored = batch.require_rollouts()
         present = gather(trainer, scored.present)
-        advantages = gather(trainer, batch.weighed().per_objective)
+        advantages = gather(trainer, batch.require_advantages().per_objective)
         metrics = completion_metrics(trainer, scored, self.scorer)
         for j, name in enumerate(self.objectives):
             mine = advantages[present[:, j], j]

@@ -6,9 +6,9 @@ import lightning as L
 import torch
 
 from bae.batch import RolloutBatch
-from bae.distributed import gather
-from bae.flops import decoding_flops, matmul_rate, model_size, update_flops
+from bae.callbacks.collectives import gather
 from bae.rollout.pipeline import Pipeline
+from bae.training.flops import decoding_flops, matmul_rate, model_size, update_flops
 
 
 class Throughput(L.Callback):
@@ -33,7 +33,7 @@ class Throughput(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: RolloutBatch, batch_idx: int
     ) -> None:
-        samples, _ = batch.rolled_out()
+        samples, _ = batch.require_rollouts()
         tokens = trainer.world_size * int(samples.completion_mask.sum())  # so that the mean over ranks is their sum
         mine = {"matmul_flops": self.rate}
         for stage, count in (("rollout", decoding_flops), ("update", update_flops)):

@@ -8,8 +8,11 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from bae.advantages import advantages, sum_by_block
-from bae.baselines import (
+from bae.batch import Advantages, NumberAdvantages, RolloutBatch, group_index
+from bae.callbacks.collectives import gather, gather_objects
+from bae.fidelity.continuations import resample
+from bae.method.advantages import advantages, sum_by_block
+from bae.method.baselines import (
     Baseline,
     RaoBlackwell,
     load_state,
@@ -18,17 +21,13 @@ from bae.baselines import (
     stratum_size,
     with_fallback,
 )
-from bae.batch import Advantages, NumberAdvantages, RolloutBatch, group_index
-from bae.blocks import sections_named
-from bae.continuations import resample
-from bae.distributed import gather, gather_objects
-from bae.normalisation import Normalisation
-from bae.numbers import Candidates
-from bae.outcomes import Outcome
+from bae.method.normalisation import Normalisation
+from bae.method.stated_numbers import Candidates
+from bae.objectives.outcomes import Outcome
+from bae.objectives.reward_view import ScoreTable, number_decisions, reward_view, score_table
+from bae.objectives.scoring import Scorer
 from bae.rollout.pipeline import Pipeline
-from bae.scoring import Scorer
-from bae.tokens import NUMBER
-from bae.weighing import ScoreTable, block_rewards, number_decisions, score_table
+from bae.text.blocks import CONFIDENCE, tags_named
 
 REROLLOUTS = 2**32 - 3
 """In the seeds of fresh samples from a prefix; no training step has this number."""
@@ -83,7 +82,7 @@ class BlockwiseAdvantages(L.Callback):
             self.candidates = Candidates(self.scorer.vocabulary, self.scorer.closing)
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: RolloutBatch, batch_idx: int) -> None:
-        _, scored = batch.rolled_out()
+        _, scored = batch.require_rollouts()
         objectives, rows = self.scorer.objectives, len(scored.rewards)
         with batch.timed("baseline"):
             # Every rank weighs the whole batch: a batch mean is over all of it, and other baselines cost nothing.
@@ -93,7 +92,7 @@ class BlockwiseAdvantages(L.Callback):
             baselines = torch.zeros_like(table.rewards)
             for j, objective in enumerate(objectives):
                 resample = partial(self._resample, trainer, batch, j)
-                rewards = block_rewards(objective, j, table, group, resample)
+                rewards = reward_view(objective, j, table, group, resample)
                 baseline = self.baseline if objective.givens else self.first_block_baseline
                 baselines[:, j], lacking = with_fallback(baseline, self.fallback_baseline, rewards)
                 alone = stratum_size(outcome_strata(rewards), rewards.present) == 1
@@ -121,7 +120,7 @@ class BlockwiseAdvantages(L.Callback):
 
     def _resample(self, trainer: L.Trainer, batch: RolloutBatch, j: int, rollouts: int) -> Tensor:
         """(N, rollouts) over all ranks, NaN for completions that never reached the block."""
-        samples, scored = batch.rolled_out()
+        samples, scored = batch.require_rollouts()
         problems = [completion.problem for completion in scored.completions]
         first = trainer.global_rank * len(problems)
         keys = [(self.seed, REROLLOUTS, batch.step, first + n) for n in range(len(problems))]
@@ -135,7 +134,7 @@ class BlockwiseAdvantages(L.Callback):
     def _numbers(self, trainer: L.Trainer, batch: RolloutBatch, per_objective: Tensor) -> list[NumberAdvantages]:
         """For each objective of a stated number: what it might have said, and what that would have earned."""
         assert self.candidates is not None and isinstance(self.baseline, RaoBlackwell)
-        _, scored = batch.rolled_out()
+        _, scored = batch.require_rollouts()
         found = []
         for j, objective in enumerate(self.scorer.objectives):
             if not objective.givens or objective.score is None:
@@ -160,10 +159,10 @@ class BlockwiseAdvantages(L.Callback):
 
 def check_rao_blackwell(scorer: Scorer) -> None:
     """Raises ValueError if there is an objective whose reward cannot be expected over the number that is stated."""
-    closings = {tags.closing for tags in sections_named(scorer.blocks, NUMBER)}
+    closings = {tags.closing for tags in tags_named(scorer.blocks, CONFIDENCE)}
     if len(closings) > 1:
         raise ValueError(
-            f"baseline=rao_blackwell: the {NUMBER} sections close with {' and '.join(sorted(closings))}; "
+            f"baseline=rao_blackwell: the {CONFIDENCE} sections close with {' and '.join(sorted(closings))}; "
             "let them close alike"
         )
     for objective, malformed in zip(scorer.objectives, scorer.malformed, strict=True):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from bae.batch import Completion
-from bae.blocks import Block, sections_named
+from bae.text.blocks import Block, tags_named
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def check_objectives(objectives: Sequence[Objective], blocks: Sequence[Block]) -
             raise ValueError(f"{where}.block={objective.block}: no such block; there are {', '.join(order)}")
         if objective.score is not None:
             for key, tag in (("number", "confidence"), ("answer", "answer")):
-                which, count = getattr(objective, key), len(sections_named(blocks, tag))
+                which, count = getattr(objective, key), len(tags_named(blocks, tag))
                 if not 0 <= which < count:
                     raise ValueError(f"{where}.{key}={which}: the blocks have {count} sections {tag!r}, counted from 0")
         for given in objective.givens:

@@ -1,36 +1,5 @@
-"""Rollout engines: from prompts to sampled completions."""
+"""Sample completions of problems and score them.
 
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
-
-from bae.batch import Samples
-
-OnFinished = Callable[[int, Sequence[int], bool], None]
-"""(number of a completion, its token ids up to and including the end of sequence, whether it ended)"""
-
-
-class RolloutEngine(Protocol):
-    """Samples groups of completions from the policy as it is now."""
-
-    def sample(
-        self,
-        model: Any,
-        prompts: Sequence[Sequence[int]],
-        keys: Sequence[tuple[int, ...]],
-        *,
-        group_size: int,
-        max_new_tokens: int,
-        temperature: float,
-        eos_token_id: int,
-        pad_token_id: int,
-        on_finished: OnFinished | None = None,
-    ) -> Samples:
-        """Sample G completions of each of P prompts.
-
-        model: the policy, a transformers causal language model.
-        prompts: P lists of token ids. keys: P seeds; a group's draws depend on its key alone, not on what else is
-        in the batch, so any rank can repeat any group.
-        on_finished: called in this thread for each completion as soon as it is done, so that others can begin with it.
-        Returns N = P * G completions, group by group.
-        """
-        ...
+This room imports the rooms up to `bae.training`. Start with pipeline.py (encode, sample, score) and interface.py (what
+an engine is); local/ samples in this process, vllm/ through vLLM.
+"""

@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
-from bae.batch import Problem, Samples, Scored
-from bae.models import Policy
-from bae.rollout import RolloutEngine
-from bae.scoring import Scorer
+from bae.batch import Problem, SampledTokens, Scored
+from bae.objectives.scoring import Scorer
+from bae.rollout.interface import RolloutEngine
 from bae.tasks import Task
+from bae.training.policy import Policy
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Pipeline:
 
     def __call__(
         self, problems: Sequence[Problem], keys: Sequence[tuple[int, ...]], group_size: int
-    ) -> tuple[Samples, Scored, dict[str, float]]:
+    ) -> tuple[SampledTokens, Scored, dict[str, float]]:
         """`group_size` completions of each problem; keys: one seed for each problem.
 
         Completions are read and verified while others are being sampled, as far as the engine tells of them. Returns

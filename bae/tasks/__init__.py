@@ -3,7 +3,7 @@
 from typing import Protocol
 
 from bae.batch import Problem
-from bae.verifier import Verifier
+from bae.text.verifier import Verifier
 
 
 class Task(Protocol):

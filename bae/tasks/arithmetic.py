@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from bae.batch import Problem
-from bae.verifier import IntegerVerifier, Verifier
+from bae.text.verifier import IntegerVerifier, Verifier
 
 HELD_OUT_OF_TEN = 2
 """Expressions whose checksum modulo 10 is below this belong to the evaluation splits, the others to training."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bae.batch import Problem
-from bae.verifier import Verifier
+from bae.text.verifier import Verifier
 
 FILES = (".jsonl", ".json", ".parquet")
 

@@ -1,0 +1,121 @@
+"""How an entry point meets Hydra: compose, run, and turn what the user got wrong into one sentence."""
+
+import difflib
+import functools
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import bae.commands.process_setup  # noqa: F401  # isort: skip  before torch
+import hydra
+from hydra.errors import HydraException, InstantiationException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+FULL_ERROR = "HYDRA_FULL_ERROR"
+ROOT = Path(__file__).parent.parent
+CONF = next(folder for folder in (ROOT.parent / "conf", ROOT / "conf") if folder.is_dir())
+"""The configuration: beside the package in a checkout, inside it when installed."""
+
+
+class UserError(Exception):
+    """Something that the user can mend; the message is one sentence that says what, where and how."""
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Turn what parts say of their arguments (ValueError, FileNotFoundError, TypeError) into UserError, while a run
+    is being built and nothing has been computed."""
+    try:
+        yield
+    except InstantiationException as error:
+        cause = error.__cause__
+        where = re.search(r"full_key: (\S+)", str(error))
+        if isinstance(cause, (ValueError, FileNotFoundError)):
+            raise UserError(str(cause)) from error
+        raise UserError(f"{where[1] if where else 'configuration'}: {cause or error}".replace("\n", " ")) from error
+    except (ValueError, FileNotFoundError, TypeError) as error:
+        raise UserError(str(error)) from error
+
+
+def run(task: Callable[[DictConfig], None], config_name: str) -> None:
+    """Compose `conf/<config_name>.yaml` with the command line and call `task`.
+
+    Exits with status 1 and one sentence on stderr for a UserError, or for a configuration that does not compose.
+    HYDRA_FULL_ERROR=1 shows the whole traceback instead.
+    """
+    chosen = os.environ.get(FULL_ERROR)
+
+    @functools.wraps(task)
+    def quiet(cfg: DictConfig) -> None:
+        # While the task runs, the environment is the user's again: processes that it starts inherit it.
+        with _one_sentence(chosen == "1"), _environment(FULL_ERROR, chosen):
+            task(cfg)
+
+    # Hydra then raises, and the sentence can be ours.
+    with _one_sentence(chosen == "1"), _environment(FULL_ERROR, "1"):
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(quiet)()
+
+
+@contextmanager
+def _environment(name: str, value: str | None) -> Iterator[None]:
+    """Set or, with None, unset an environment variable for the `with` body."""
+    before = os.environ.pop(name, None)
+    try:
+        if value is not None:
+            os.environ[name] = value
+        yield
+    finally:
+        os.environ.pop(name, None)
+        if before is not None:
+            os.environ[name] = before
+
+
+def options(group: str) -> list[str]:
+    """The options of a config group: of conf/, and of folders that the user added to it."""
+    from hydra.core.global_hydra import GlobalHydra
+
+    return GlobalHydra.instance().config_loader().get_group_options(group)
+
+
+def choice(group: str) -> str:
+    """The option that was chosen of a config group."""
+    from hydra.core.hydra_config import HydraConfig
+
+    return str(HydraConfig.get().runtime.choices[group])
+
+
+@contextmanager
+def _one_sentence(verbose: bool) -> Iterator[None]:
+    try:
+        yield
+    except (UserError, HydraException, OmegaConfBaseException) as error:
+        if verbose:
+            raise
+        sys.exit(f"{Path(sys.argv[0]).name}: {explain(error)}")
+
+
+def explain(error: Exception) -> str:
+    """One sentence for an error of composition."""
+    text = str(error.__cause__ or error) if isinstance(error, HydraException) else str(error)
+    unknown = re.search(r"Key '([\w.\-]+)' is not in struct\s+full_key: ([\w.\-]+)", text)
+    unknown = unknown or re.search(r"Key '([\w.\-]+)' not in '\w+'\s+full_key: ([\w.\-]+)", text)
+    if unknown:
+        near = difflib.get_close_matches(unknown[1], _known_keys(), n=1)
+        hint = f"did you mean {near[0]}?" if near else "see --help for what there is, or --cfg job for every key"
+        return f"there is no key {unknown[2]}; {hint}"
+    missing = re.search(
+        r"Could not find '([\w./\-]+)'\s+Available options in '([\w./\-]+)':\s+(.*?)\n[^\t]", text + "\n", re.DOTALL
+    )
+    if missing:
+        options = [o for o in missing[3].split() if not o.startswith("_")]
+        return f"{missing[1].replace('/', '=', 1)}: no such option; {missing[2]} has {', '.join(options)}"
+    return " ".join(text.split())
+
+
+def _known_keys() -> list[str]:
+    """Every key that stands in some yaml of conf/."""
+    return sorted({key for path in CONF.rglob("*.yaml") for key in re.findall(r"^\s*(\w+):", path.read_text(), re.M)})

@@ -1,0 +1,72 @@
+"""`bae-report`: the paper's tables and figures from what lies in MLflow, with the published numbers beside ours."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig
+
+from bae.commands import cli, schema
+from bae.commands.build import plain
+
+
+def main() -> None:
+    """Entry point of `bae-report`."""
+    schema.register()
+    cli.run(report, "report")
+
+
+def report(cfg: DictConfig) -> None:
+    """Write the table and the figure that the configuration names; print the table, and what is missing."""
+    from bae.report.finished_runs import FinishedRuns
+
+    if cfg.table is None and cfg.figure is None:
+        raise cli.UserError("name what to report: table=1 (2, 3, 5, 6, 7), figure=1 (2, 4, training), or both")
+    table = None if cfg.table is None else load_spec("table", cfg.table)
+    figure = None if cfg.figure is None else load_spec("figure", cfg.figure)
+    evidence = FinishedRuns(cfg.logger.tracking_uri, cfg.experiments, cfg.runs, cfg.models, cfg.resamples)
+    folder = Path(cfg.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if table:
+        write_tables(table, f"table{cfg.table}", folder, evidence)
+    if figure:
+        write_figure(figure, f"figure{cfg.figure}", folder, evidence)
+
+
+def load_spec(kind: str, name: str) -> Mapping[str, Any]:
+    """conf/report/<kind><name>.yaml. Not a config group: Hydra takes no number for an option. Raises UserError."""
+    known = sorted(path.stem.removeprefix(kind) for path in (cli.CONF / "report").glob(f"{kind}*.yaml"))
+    if name not in known:
+        raise cli.UserError(f"{kind}={name}: no such {kind}; there are {', '.join(known)}")
+    return plain(hydra.compose(f"report/{kind}{name}"))["report"]
+
+
+def write_tables(spec: Mapping[str, Any], stem: str, folder: Path, evidence: Any) -> None:
+    """A table, or several in one file: <stem>.md, .tex and .csv."""
+    import pandas
+
+    from bae.report.tables import make_table, to_latex, to_markdown
+
+    tables = [make_table(part, evidence) for part in ([spec] if "methods" in spec else spec.values())]
+    markdown = "\n\n".join(map(to_markdown, tables)) + "\n"
+    (folder / f"{stem}.md").write_text(markdown)
+    (folder / f"{stem}.tex").write_text("\n\n".join(map(to_latex, tables)) + "\n")
+    pandas.concat([table.values for table in tables]).to_csv(folder / f"{stem}.csv", index=False)
+    print(markdown)
+    print("\n".join(str(folder / f"{stem}.{kind}") for kind in ("md", "tex", "csv")))
+
+
+def write_figure(spec: Mapping[str, Any], stem: str, folder: Path, evidence: Any) -> None:
+    """A figure of each model that has runs for it: <stem>_<model>.png and .svg."""
+    from bae.evaluation import figures
+    from bae.report.tables import PLOTS
+
+    drawn, missing = PLOTS[spec["kind"]](spec, evidence)
+    for model, figure in drawn.items():
+        print("\n".join(map(str, figures.save(figure, folder / f"{stem}_{model}"))))
+    print("\n".join(f"missing: {line}" for line in missing))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""A multirun is one parent run in MLflow, with its jobs as children."""
+
+import os
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+
+SWEPT = "BAE_SWEPT"
+"""Environment variable by which a sweep tells its jobs which keys it sweeps."""
+
+
+def swept_keys(hydra: DictConfig) -> list[str]:
+    """The keys of a multirun that have several values, on the command line or in the sweeper's `params`."""
+    given = OverridesParser.create().parse_overrides(list(hydra.overrides.task))
+    keys = [override.key_or_group for override in given if override.is_sweep_override()]
+    return list(dict.fromkeys([*(hydra.sweeper.get("params") or {}), *keys]))
+
+
+def job_name(name: str) -> str:
+    """The name of a run; that of a job of a sweep says what sets it apart from the others."""
+    swept = os.environ.get(SWEPT, "").split()
+    own = [o for o in HydraConfig.get().overrides.task if o.partition("=")[0] in swept]
+    return " ".join([name, *own])
+
+
+class SweepParent(Callback):
+    """Makes the store and the parent before any job starts; jobs learn of the parent by the environment, which
+    launchers hand on to their processes."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        from bae.report import tracking
+
+        logger = config.logger
+        os.environ[SWEPT] = " ".join(swept_keys(config.hydra))
+        overrides = " ".join(config.hydra.overrides.task) or "sweep"
+        os.environ[tracking.PARENT_RUN] = tracking.open_parent(
+            logger.tracking_uri, logger.experiment, logger.artifacts, name=overrides[:200]
+        )
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        """A job that failed fails the sweep, which may end there and then."""
+        from mlflow import MlflowClient
+
+        from bae.report import tracking
+
+        parent = os.environ.get(tracking.PARENT_RUN)
+        if parent and job_return.status == JobStatus.FAILED:
+            MlflowClient(config.logger.tracking_uri).set_terminated(parent, "FAILED")
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        from mlflow import MlflowClient
+
+        from bae.report import tracking
+
+        os.environ.pop(SWEPT)
+        client, parent = MlflowClient(config.logger.tracking_uri), os.environ.pop(tracking.PARENT_RUN)
+        if client.get_run(parent).info.status == "RUNNING":
+            client.set_terminated(parent)

@@ -1,0 +1,152 @@
+"""Figures, sized for one column of a paper (3.3 inches). Each function returns a Figure; `save` writes it."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+WIDTH = 3.3  # inches
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # Okabe and Ito: told apart
+MARKERS = "osD^vPX"
+STYLE = {"fontsize": 7}
+STRATEGIES = {"pass@1": "Pass@1", "pass@k": "Pass@k", "maj": "Maj", "maxconf": "MaxConf", "weighted_maj": "WeightedMaj"}
+
+
+def save(figure: Figure, stem: Path) -> list[Path]:
+    """Write `<stem>.png` and `<stem>.svg`; the two paths."""
+    paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "svg")]
+    for path in paths:
+        figure.savefig(path, dpi=200, metadata={"Date": None} if path.suffix == ".svg" else None)
+    return paths
+
+
+def reliability(tables: Mapping[str, Mapping[str, Tensor]]) -> Figure:
+    """Reliability diagrams (paper, Fig. 4): accuracy against stated confidence by bin, over the counts of the bins.
+
+    tables: {title: bae.evaluation.metrics.reliability_table}; one panel for each.
+    """
+    figure, panels = _panels(len(tables), rows=2, height=2.6, ratios=[3, 1])
+    for (title, table), top, bottom in zip(tables.items(), panels[0], panels[1], strict=True):
+        count, stated, accuracy = (table[key].numpy() for key in ("count", "confidence", "accuracy"))
+        top.plot([0, 1], [0, 1], "--", color="0.6", linewidth=0.8)
+        top.vlines(stated, accuracy, stated, color=COLOURS[1], linewidth=1)
+        top.scatter(stated, accuracy, s=3 + 60 * count / count.sum(), color=COLOURS[0], zorder=3)  # area: share
+        top.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="auto")
+        top.set_title(title, **STYLE)
+        bottom.bar(np.arange(11) / 10 + np.where(np.arange(11) < 10, 0.05, 0.01), count, width=_bar_widths(),
+                   color=COLOURS[0])  # fmt: skip
+        bottom.set(xlim=(-0.03, 1.03), yscale="symlog", ylim=(0, None))
+        bottom.set_xlabel("stated confidence", **STYLE)
+    panels[0][0].set_ylabel("accuracy", **STYLE)
+    panels[1][0].set_ylabel("count", **STYLE)
+    return figure
+
+
+def scaling(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
+    """Test-time scaling (paper, Fig. 2): accuracy of each way to choose among n samples.
+
+    curves: {title: {strategy of bae.evaluation.voting.scaling: accuracy with n = 1, 2, … samples}}; one panel for each.
+    """
+    figure, panels = _panels(len(curves), rows=1, height=2.2)
+    for (title, strategies), panel in zip(curves.items(), panels[0], strict=True):
+        for i, (name, label) in enumerate(STRATEGIES.items()):
+            if name not in strategies:  # those of confidences, where there are none
+                continue
+            accuracy = strategies[name]
+            n = np.arange(1, len(accuracy) + 1)
+            every = [j for j in range(len(n)) if (n[j] & (n[j] - 1)) == 0 or n[j] == len(n)]
+            panel.plot(n, accuracy, color=COLOURS[i], marker=MARKERS[i], markevery=every, markersize=3, linewidth=1,
+                       label=label)  # fmt: skip
+        panel.set_xscale("log", base=2)
+        panel.set_xticks([2**j for j in range(int(np.log2(len(n))) + 1)])
+        panel.xaxis.set_major_formatter("{x:.0f}")
+        panel.set_xlabel("samples", **STYLE)
+        panel.set_title(title, **STYLE)
+    panels[0][0].set_ylabel("accuracy", **STYLE)
+    _legend(figure, panels[0][0])
+    return figure
+
+
+def training_curves(
+    histories: Mapping[str, Mapping[str, Sequence[Mapping[int, float]]]], label: str, share_y: bool = False
+) -> Figure:
+    """Metrics over training: the mean over seeds, and a band from the lowest to the highest.
+
+    histories: {title: {name: [{step: value}, one for each seed]}}; one panel for each title. label: of the vertical
+    axis. share_y: whether panels have one scale.
+    """
+    figure, panels = _panels(len(histories), rows=1, height=2.2, share_y=share_y)
+    for (title, curves), panel in zip(histories.items(), panels[0], strict=True):
+        for i, (name, seeds) in enumerate(curves.items()):
+            steps = sorted(set.intersection(*(set(seed) for seed in seeds)))
+            values = np.array([[seed[step] for step in steps] for seed in seeds])
+            panel.plot(steps, values.mean(0), color=COLOURS[i], marker=MARKERS[i], markersize=2.5, linewidth=1,
+                       label=name)  # fmt: skip
+            panel.fill_between(steps, values.min(0), values.max(0), color=COLOURS[i], alpha=0.2, linewidth=0)
+        panel.set_xlabel("step", **STYLE)
+        panel.set_title(title, **STYLE)
+    panels[0][0].set_ylabel(label, **STYLE)
+    _legend(figure, panels[0][0])
+    return figure
+
+
+def error_distributions(
+    errors: Mapping[str, Mapping[str, Sequence[float]]], rmse: Mapping[str, Mapping[str, float]] | None = None
+) -> Figure:
+    """Errors of proxy advantages against Monte Carlo (paper, Fig. 1): a violin for each baseline, its RMSE above it.
+
+    errors: {stratum: {baseline: errors}}; one panel for each stratum, one below the other. The axis ends where one
+    error in 200 is larger. rmse: {stratum: {baseline: RMSE to print}}, such as that without the noise of Monte Carlo
+    (bae.fidelity.compare_to_monte_carlo), which the errors themselves have; None: theirs.
+    """
+    names = list(dict.fromkeys(name for baselines in errors.values() for name in baselines))
+    samples = {
+        (s, b): np.asarray(list(e), dtype=float) for s, baselines in errors.items() for b, e in baselines.items()
+    }
+    everything = np.abs(np.concatenate([np.zeros(1), *samples.values()]))
+    limit = np.quantile(everything, 0.995) or 1.0
+    figure, panels = _panels(1, rows=len(errors), height=0.6 + 1.15 * len(errors), share_y=True)
+    for stratum, panel in zip(errors, panels[:, 0], strict=True):
+        panel.axhline(0, color="0.6", linewidth=0.8, linestyle="--")
+        for x, name in enumerate(names):
+            sample, colour = samples.get((stratum, name), np.zeros(0)), COLOURS[x % len(COLOURS)]
+            if len(sample) and np.ptp(sample) > 1e-9 * limit:
+                (body,) = panel.violinplot(sample, [x], showextrema=False, widths=0.85, points=200)["bodies"]
+                body.set(facecolor=colour, edgecolor=colour, linewidth=0.6, alpha=0.6)
+            elif len(sample):  # a density of one value has no width
+                panel.hlines(sample[0], x - 0.4, x + 0.4, color=colour, linewidth=1.5)
+            own = np.sqrt((sample**2).mean()) if len(sample) else np.nan
+            shown = own if rmse is None else rmse.get(stratum, {}).get(name, np.nan)
+            panel.annotate("n/a" if np.isnan(shown) else f"{shown:.3f}", (x, 1), (0, 4), fontsize=6, ha="center",
+                           xycoords=panel.get_xaxis_transform(), textcoords="offset points")  # fmt: skip
+        panel.annotate("RMSE", (0, 1), (-3, 4), fontsize=6, ha="right", xycoords="axes fraction",
+                       textcoords="offset points")  # fmt: skip
+        panel.set(ylim=(-limit, limit), xlim=(-0.6, len(names) - 0.4))
+        panel.set_title(stratum, **STYLE, pad=13)
+        panel.grid(visible=False, axis="x")
+    panels[-1][0].set_xticks(range(len(names)), names, rotation=30, ha="right", rotation_mode="anchor", fontsize=6)
+    figure.supylabel("error of the advantage", **STYLE)
+    return figure
+
+
+def _bar_widths() -> np.ndarray:
+    return np.where(np.arange(11) < 10, 0.09, 0.02)  # the last bin holds 1.0 alone
+
+
+def _panels(
+    columns: int, rows: int, height: float, ratios: Sequence[float] | None = None, share_y: bool = False
+) -> tuple[Figure, np.ndarray]:
+    figure = Figure(figsize=(max(WIDTH, 2.1 * columns), height), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False, height_ratios=ratios, sharex="col", sharey=share_y)
+    for panel in panels.flat:
+        panel.tick_params(labelsize=6)
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.grid(alpha=0.25, linewidth=0.5)
+    return figure, panels
+
+
+def _legend(figure: Figure, panel: Axes) -> None:
+    figure.legend(*panel.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=6, frameon=False)

@@ -1,0 +1,200 @@
+"""From samples to rewards: find the blocks, verify the answers, apply each objective, deal with malformed output."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from bae.batch import Completion, Problem, SampledTokens, Scored
+from bae.objectives import Objective, check_objectives
+from bae.text.blocks import ANSWER, CONFIDENCE, Block, Malformed, Section, check_malformed, tags_named
+from bae.text.number import Number
+from bae.text.tokens import Located, locate_blocks
+from bae.text.verdict import Verdict
+from bae.text.verifier import Pair, Pending, Verifier
+
+
+class Scorer:
+    """Scores completions of one format under one set of objectives.
+
+    vocabulary: `bae.text.tokens.token_bytes` of the policy's tokenizer.
+    malformed: what an objective gives a completion whose block was reached but is not in form (or holds nothing to
+        score): `penalise` its worst reward, `zero` the reward 0, `mask` no reward, no gradient, no place in any mean.
+        A block may have a policy of its own. A block that was never reached is always masked: it has no tokens.
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[Block],
+        objectives: Sequence[Objective],
+        verifier: Verifier,
+        vocabulary: Sequence[bytes],
+        malformed: Malformed = "penalise",
+    ):
+        check_objectives(objectives, blocks)
+        check_malformed("objectives.malformed", malformed)
+        self.blocks = tuple(blocks)
+        self.objectives = tuple(objectives)
+        self.verifier = verifier
+        self.vocabulary = vocabulary
+        order = [block.name for block in blocks]
+        self.block_of_objective = [order.index(objective.block) for objective in objectives]
+        self.malformed = [self.blocks[k].malformed or malformed for k in self.block_of_objective]  # by objective
+
+    @property
+    def attempts(self) -> tuple[int, ...]:
+        """Of each answer of the format, the first one always among them, which confidence is about it; -1 for none."""
+        count = max(1, len(tags_named(self.blocks, ANSWER)))
+        about = {objective.answer: objective.number for objective in self.objectives if objective.score is not None}
+        spare = -1 if 0 in about.values() else 0  # the first number is about the first answer, unless about another
+        return tuple(about.get(attempt, spare if attempt == 0 else -1) for attempt in range(count))
+
+    @property
+    def closing(self) -> str:
+        """The tag that ends a stated number."""
+        return next((tags.closing for tags in tags_named(self.blocks, CONFIDENCE)), f"</{CONFIDENCE}>")
+
+    def __call__(self, problems: Sequence[Problem], samples: SampledTokens) -> Scored:
+        """problems: N, one for each completion."""
+        with self.begin(problems) as scoring:
+            return scoring.finish(samples)
+
+    @contextmanager
+    def begin(self, problems: Sequence[Problem]) -> Iterator["Scoring"]:
+        """The same for completions that come in one by one. An error in the body drops the checks under way."""
+        try:
+            yield Scoring(self, problems)
+        except BaseException:
+            self.verifier.close()
+            raise
+
+    def reward(self, completions: list[Completion], block_of: Tensor, numbers: Sequence[Sequence[Number]]) -> Scored:
+        """The last step, for completions that have their verdicts."""
+        answers = [_answers(c.sections) for c in completions]
+        compared = self._compared(completions, answers) if any(len(mine) > 1 for mine in answers) else completions
+        return self._rewarded(compared, block_of, numbers)
+
+    def _compared(self, completions: Sequence[Completion], answers: Sequence[Sequence[str]]) -> list[Completion]:
+        """Which later answers are the first one again. Two right answers are equal, a right and a wrong one are not;
+        only of two wrong ones is the verifier asked."""
+        wrong = [
+            (answer, mine[0])
+            for c, mine in zip(completions, answers, strict=True)
+            for answer, verdict in list(zip(mine, c.verdicts, strict=True))[1:]
+            if not c.correct and verdict is not Verdict.CORRECT
+        ]
+        different = list(dict.fromkeys(wrong))
+        equal = dict(zip(different, self.verifier.equivalent(different), strict=True))
+        compared = []
+        for c, mine in zip(completions, answers, strict=True):
+            right = [verdict is Verdict.CORRECT for verdict in c.verdicts]
+            repeats = [
+                a == 0 or (right[0] if right[a] else not right[0] and equal[mine[a], mine[0]]) for a in range(len(mine))
+            ]
+            compared.append(replace(c, repeats=tuple(repeats)))
+        return compared
+
+    def _rewarded(self, completions: list[Completion], block_of: Tensor, numbers: Sequence[Sequence[Number]]) -> Scored:
+        shape = (len(completions), len(self.objectives))
+        rewards, present, malformed = torch.zeros(shape), torch.zeros(shape).bool(), torch.zeros(shape).bool()
+        for j, (objective, k) in enumerate(zip(self.objectives, self.block_of_objective, strict=True)):
+            reached = (block_of == k).any(1)
+            values = _values(objective, completions)
+            values[~torch.tensor([c.well_formed[k] for c in completions], dtype=torch.bool)] = torch.nan
+            malformed[:, j] = reached & values.isnan()
+            present[:, j] = reached & ~(malformed[:, j] & (self.malformed[j] == "mask"))
+            rewards[:, j] = torch.where(malformed[:, j], self.malformed_reward(j), values).where(present[:, j], 0.0)
+        return Scored(completions, block_of, rewards, present, malformed, numbers)
+
+    def malformed_reward(self, j: int) -> float:
+        """What objective number j gives a completion whose block is malformed."""
+        return self.objectives[j].worst if self.malformed[j] == "penalise" else 0.0
+
+
+class _Read(NamedTuple):
+    """A completion as it was sampled, and what was found in it."""
+
+    ids: list[int]
+    ended: bool
+    located: Located
+
+
+class Scoring:
+    """One batch on its way through a scorer. A completion that is added is read, and its answers go to the verifier.
+    That saves waiting later; the scores depend on what `finish` is given alone.
+
+    problems: N, one for each completion.
+    """
+
+    def __init__(self, scorer: Scorer, problems: Sequence[Problem]):
+        self._scorer, self._problems = scorer, problems
+        self._read: dict[int, _Read] = {}
+        # By pair: samples of one problem often agree, and those of one prefix always do.
+        self._verdicts: dict[Pair, Pending] = {}
+
+    def add(self, n: int, ids: Sequence[int], ended: bool) -> None:
+        """Read completion n and begin to verify it, without waiting. ids: with the end of sequence, if it `ended`."""
+        ids = list(ids)
+        if n in self._read and self._read[n][:2] == (ids, ended):
+            return
+        located = locate_blocks(ids[: len(ids) - ended], self._scorer.vocabulary, self._scorer.blocks, ended)
+        self._read[n] = _Read(ids, ended, located)
+        for answer in _answers(located.spans.sections):
+            pair = answer, self._problems[n].answer
+            if pair not in self._verdicts:
+                self._verdicts[pair] = self._scorer.verifier.submit([pair])
+
+    def finish(self, samples: SampledTokens) -> Scored:
+        """The scores, once the verdicts are there. What was not added, or differs from what was, is added first."""
+        rows = zip(self._problems, samples.completion_ids.tolist(), samples.completion_mask.sum(1).tolist(),
+                   samples.ended.tolist(), strict=True)  # fmt: skip
+        for n, (_, ids, length, ended) in enumerate(rows):
+            self.add(n, ids[:length], ended)
+        block_of = torch.full(samples.completion_ids.shape, -1)
+        completions = []
+        for n, problem in enumerate(self._problems):
+            length = len(self._read[n].ids)
+            positions = self._read[n].located.block_of[:length]
+            block_of[n, :length] = torch.tensor(positions)
+            completions.append(self._completion(problem, self._read[n], Counter(positions)))
+        numbers = [self._read[n].located.numbers for n in range(len(completions))]
+        return self._scorer.reward(completions, block_of, numbers)
+
+    def _completion(self, problem: Problem, read: _Read, tokens: Counter[int]) -> Completion:
+        """tokens: of each block, by its number."""
+        spans = read.located.spans
+        verdicts = tuple(self._verdicts[answer, problem.answer]()[0] for answer in _answers(spans.sections))
+        stated = tuple(number.value for number in read.located.numbers)
+        by_name = {block.name: tokens[k] for k, block in enumerate(self._scorer.blocks)}
+        return Completion(problem, read.located.text, spans.sections, spans.well_formed, verdicts, stated,
+                          len(read.ids), not read.ended, by_name)  # fmt: skip
+
+
+def _answers(sections: Sequence[Section]) -> list[str]:
+    return [section.content for section in sections if section.tag == ANSWER]
+
+
+def _values(objective: Objective, completions: Sequence[Completion]) -> Tensor:
+    """(N,): the reward of each completion, NaN where there is nothing to score."""
+    if objective.score is not None:
+        q = stated_confidences(completions, objective.number)
+        # A score may well make a number of NaN, by a comparison or a clamp.
+        return torch.where(q.isnan(), torch.nan, objective.score(q, correct_flags(completions, objective.answer)))
+    assert objective.reward is not None  # check_objectives
+    rewards = map(objective.reward, completions)
+    return torch.tensor([torch.nan if reward is None else reward for reward in rewards])
+
+
+def stated_confidences(completions: Sequence[Completion], which: int = 0) -> Tensor:
+    """(N,): the stated confidences, NaN where there is none."""
+    stated = (c.stated(which) for c in completions)
+    return torch.tensor([torch.nan if q is None else q for q in stated])
+
+
+def correct_flags(completions: Sequence[Completion], which: int = 0) -> Tensor:
+    """(N,): 1 where the answer is right, else 0."""
+    return torch.tensor([float(c.is_correct(which)) for c in completions])

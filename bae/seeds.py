@@ -1,0 +1,30 @@
+"""Keys of random draws. Every draw is a function of its key, so runs repeat and any rank can repeat any draw.
+
+A key is a tuple of whole numbers, `(seed, step, …)` in training. Other uses put a `Namespace` in the place of the step,
+so that no two uses share a draw.
+"""
+
+import enum
+
+Key = tuple[int, ...]
+
+
+class Namespace(enum.IntEnum):
+    """What stands in the place of a training step; no step or epoch is as large."""
+
+    HELD_OUT = 2**32 - 1  # held-out problems during training
+    EVALUATION = 2**32 - 2  # bae-evaluate, and the evaluation after training
+    REROLLOUTS = 2**32 - 3  # fresh samples from a prefix, for a baseline that samples
+    FIDELITY = 2**32 - 4  # bae-fidelity
+    FIDELITY_IN_TRAINING = 2**32 - 5  # the callback that does the same
+    FURTHER_PROBLEMS = 2**32 - 6  # problems outside the order of the steps
+
+
+def key(seed: int, namespace: Namespace, *numbers: int) -> Key:
+    """Return the key of one draw of a namespace."""
+    return (seed, int(namespace), *numbers)
+
+
+def keys(seed: int, step: int, first: int, count: int) -> list[Key]:
+    """Return the keys of `count` prompts of a training step, numbered from `first` over all ranks."""
+    return [(seed, step, first + p) for p in range(count)]

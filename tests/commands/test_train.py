@@ -1,0 +1,328 @@
+"""bae-train as a user meets it: real runs of a few steps, resumed, refused, side by side."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from mlflow import MlflowClient
+
+from bae.commands.train import main
+from tests.support import ROOT, needs_gpu
+
+BAE_TRAIN = Path(sys.executable).parent / "bae-train"
+SMALL = [
+    "group_size=4", "prompts_per_step=4", "callbacks.held_out.prompts=8", "callbacks.held_out.every=2",
+    "callbacks.checkpoints.every=1", "callbacks.checkpoints.keep=9", "callbacks.completions.every=2", "lr=1e-3",
+    "training.warmup_steps=2", "training.micro_batch_tokens=400",
+]  # fmt: skip
+
+
+@pytest.fixture
+def train(tmp_path, monkeypatch):
+    """Run bae-train in this process, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["bae-train", *SMALL, f"outputs={outputs()}", *arguments])
+        main()
+
+    return run
+
+
+def outputs():
+    """In the working directory, but absolute: MLflow keeps one engine for each address in a process."""
+    return Path.cwd() / "outputs"
+
+
+def store():
+    return f"sqlite:///{outputs() / 'mlflow.db'}"
+
+
+def runs():
+    client = MlflowClient(store())
+    return client.search_runs([e.experiment_id for e in client.search_experiments()], order_by=["start_time"])
+
+
+def history(run, metric):
+    return [(m.step, m.value) for m in MlflowClient(store()).get_metric_history(run.info.run_id, metric)]
+
+
+def weights(folder):
+    from safetensors.torch import load_file
+
+    return load_file(Path(folder) / "policy" / "model.safetensors")
+
+
+def test_a_run_is_found_in_mlflow(train, capsys):
+    train("steps=3", "name=first")
+    (run,) = runs()
+    folder = Path(run.data.tags["output_folder"])
+    assert run.info.status == "FINISHED"
+    assert run.data.params["baseline"] == "ocb" and run.data.params["seed"] == "0"
+    assert run.data.tags["version.torch"] == torch.__version__
+    assert run.data.tags["git_revision"]
+    assert [step for step, _ in history(run, "train/accuracy")] == [1, 2, 3]
+    assert [step for step, _ in history(run, "val/ece")] == [0, 2, 3]
+    artifacts = {a.path for a in MlflowClient(store()).list_artifacts(run.info.run_id)}
+    assert {"config.yaml", "completions", "policy"} <= artifacts
+    documented = (ROOT / "docs" / "metrics.md").read_text()
+    for metric in run.data.metrics:
+        prefix, _, name = metric.partition("/")
+        name = name.replace("correctness", "<objective>").replace("confidence_brier", "<objective>")
+        name = re.sub(r"(?<=/)(solution|confidence)(?=/|$)", "<block>", name)
+        assert f"`{name}`" in documented or f"`{prefix}/{name}`" in documented, f"docs/metrics.md lacks {metric}"
+    out = capsys.readouterr().out
+    assert "before" in out and "mlflow ui" in out and run.info.run_id in out
+
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(folder / "policy", use_safetensors=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder / "policy")
+    text = tokenizer.decode(model.generate(**tokenizer("1+2=", return_tensors="pt"), max_new_tokens=4)[0])
+    assert text.startswith("1+2=<reasoning>")
+
+
+def test_the_completion_table_can_be_read(train):
+    train("steps=1")
+    (run,) = runs()
+    where = {"run_ids": [run.info.run_id], "experiment_id": run.info.experiment_id}
+    table = MlflowClient(store()).load_table(artifact_file="completions/step_000001.json", **where)
+    assert len(table) == 16
+    row = table.iloc[0]
+    assert (row["block/solution"] + row["block/confidence"]).startswith(row["text"])  # then the end of sequence
+    assert {"prompt", "answer", "verdict", "confidence", "reward/correctness", "advantage/confidence_brier"} <= set(
+        table
+    )
+
+
+@pytest.mark.parametrize("options", [[], ["training.optimizer_steps=2", "callbacks.entropy.target=9"]])
+def test_resuming_at_any_saved_step_is_bit_identical(train, options, tmp_path):
+    steps = 4
+    train(f"steps={steps}", *options)
+    (whole,) = runs()
+    folder = Path(whole.data.tags["output_folder"])
+    reference = {p.name: torch.load(p, weights_only=True) for p in (folder / "checkpoints").iterdir()}
+    final = weights(folder)
+    metrics = {m: history(whole, m) for m in whole.data.metrics if not m.startswith(("time/", "perf/"))}
+    for saved in range(1, steps):
+        # Stop after `saved` steps: later checkpoints are gone, as is the policy.
+        for step in range(saved + 1, steps + 1):
+            (folder / "checkpoints" / f"step_{step:06d}.ckpt").unlink()
+        shutil.rmtree(folder / "policy")
+        resume_without_small(folder)
+        for name, value in final.items():
+            assert torch.equal(weights(folder)[name], value), f"{name} after resuming at {saved}"
+        again = torch.load(folder / "checkpoints" / f"step_{steps:06d}.ckpt", weights_only=True)
+        assert_equal(again["optimizer_states"], reference[f"step_{steps:06d}.ckpt"]["optimizer_states"])
+        assert again["callbacks"] == reference[f"step_{steps:06d}.ckpt"]["callbacks"]
+    assert len(runs()) == 1  # the same MLflow run throughout
+    # Nothing in it twice, and nothing changed; as text, so that NaN equals NaN.
+    assert str({m: history(whole, m) for m in metrics}) == str(metrics)
+    assert runs()[0].info.status == "FINISHED"
+
+
+@needs_gpu
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_gpu_trains_and_resumes(train, dtype):
+    """Sums of atomic additions differ in their last bits from run to run, so what is resumed is near, not the same."""
+    train("steps=3", "strategy=gpu", f"model.dtype={dtype}", "temperature=1e-3")
+    (whole,) = runs()
+    folder = Path(whole.data.tags["output_folder"])
+    final, rewards = weights(folder), history(whole, "train/reward/correctness")
+    (folder / "checkpoints" / "step_000003.ckpt").unlink()
+    shutil.rmtree(folder / "policy")
+    resume_without_small(folder)
+    assert all((weights(folder)[name] - value).abs().max() < 5e-3 for name, value in final.items())
+    (again,) = runs()
+    assert len(history(again, "train/reward/correctness")) == len(rewards) == 3
+    assert 0 < again.data.metrics["perf/update_mfu"] < 1 and 0 < again.data.metrics["perf/rollout_mfu"] < 1
+
+
+def resume_without_small(run, *arguments):
+    sys.argv = ["bae-train", f"resume={run}", f"outputs={outputs()}", *arguments]
+    main()
+
+
+def assert_equal(first, second):
+    if isinstance(first, torch.Tensor):
+        assert torch.equal(first, second)
+    elif isinstance(first, dict):
+        assert first.keys() == second.keys()
+        for key in first:
+            assert_equal(first[key], second[key])
+    elif isinstance(first, list):
+        for a, b in zip(first, second, strict=True):
+            assert_equal(a, b)
+    else:
+        assert first == second
+
+
+def test_a_stopped_run_goes_on_where_it_was(train, monkeypatch):
+    """Stopped by an exception between two checkpoints; metrics of the lost steps are not logged twice."""
+    from bae.callbacks import Telemetry
+
+    real = Telemetry.on_train_batch_end
+
+    def stop(self, trainer, module, outputs, batch, index):
+        real(self, trainer, module, outputs, batch, index)
+        if batch.step == 2:
+            raise RuntimeError("stopped")
+
+    monkeypatch.setattr(Telemetry, "on_train_batch_end", stop)
+    with pytest.raises(RuntimeError, match="stopped"):
+        train("steps=4", "callbacks.checkpoints.every=2")
+    (run,) = runs()
+    assert run.info.status == "FAILED"
+    monkeypatch.setattr(Telemetry, "on_train_batch_end", real)
+    resume_without_small(run.info.run_id)  # by id this time
+    (run,) = runs()
+    assert run.info.status == "FINISHED"
+    assert [step for step, _ in history(run, "train/accuracy")] == [1, 2, 3, 4]
+    assert [step for step, _ in history(run, "val/accuracy")] == [0, 2, 4]
+
+
+def test_a_finished_run_can_be_made_longer(train):
+    train("steps=4", "training.final_lr=1")  # the fall of the rate would depend on the steps
+    whole = weights(runs()[0].data.tags["output_folder"])
+    train("steps=2", "training.final_lr=1")
+    short = runs()[1]
+    resume_without_small(short.info.run_id, "steps=4")
+    assert [step for step, _ in history(short, "train/accuracy")] == [1, 2, 3, 4]
+    resume_without_small(short.info.run_id, "steps=4")  # there is nothing left to do
+    assert [step for step, _ in history(short, "train/accuracy")] == [1, 2, 3, 4]
+    for name, value in weights(short.data.tags["output_folder"]).items():
+        assert torch.equal(value, whole[name]), name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["stepz=3"], "no key stepz; did you mean steps"),
+        (["+typo=3"], "typo: nothing reads this key"),
+        (["model.pth=x"], "no key model.pth; did you mean path"),
+        (["+model.typo=3"], "model: .*typo"),
+        (["+training.typo=3"], "typo"),
+        (["+objectives.typo=3"], "objectives.typo: nothing reads this key"),
+        (["lr=abc"], "lr.*abc|abc.*lr"),
+        (["steps=no"], "steps"),
+        (["baseline=ocbb"], "baseline=ocbb: no such option; baseline has all_action, .*none, ocb, ocb_batch"),
+        (["basline=ocb"], "did you mean baseline"),
+        (["group_size=1"], "group_size=1: .* use group_size=2"),
+        (["steps=0"], "steps=0: must be above 0"),
+        (["temperature=0"], "temperature=0.0: must be above 0"),
+        (["training.clip=2"], "training.clip=2"),
+        (["training.optimizer_steps=3"], "training.optimizer_steps=3 does not divide"),
+        (["objectives.malformed=ignore"], "objectives.malformed=ignore"),
+        (["objectives.blocks.confidence.sections=['an answer']"], "not a word"),
+        (["objectives.blocks.confidence.malformed=ignore"], "choose penalise"),
+        (["objectives.rewards.correctness.block=solutoin"], "no such block"),
+        (["+objectives.rewards.confidence_brier.answer=1"], "answer=1: the blocks have 1 sections 'answer'"),
+        (["baseline=all_action", "normalisation=group_std"], "normalisation.objective: with rao_blackwell"),
+        (["training.clip_high=0"], "training.clip_high=0"),
+        (["callbacks=fidelity", "objectives=rlcr"], "no later block"),
+        (["callbacks.dynamic_sampling.rounds=-1"], "rounds=-1: must not be negative"),
+        (["model.path=/no/such/model"], "model.path=/no/such/model"),
+        (["model=pretrained"], "model.path"),
+        (["task=gsm8k", "task.splits.train=/no/such.jsonl"], "task.splits.train=/no/such.jsonl: no such file"),
+        (["task=math", "model=pretrained", "model.path=x"], "task.splits|model.path"),
+        (["resume=/no/such/run"], "resume=/no/such/run"),
+        (["rollout.max_rows=0"], "max_rows"),
+        (["callbacks.held_out.split=vall"], "no split 'vall'"),
+        (["callbacks.checkpoints.every=0"], "callbacks.checkpoints.every=0: must be 1 or more"),
+        (["callbacks.completions.every=0"], "callbacks.completions.every=0: must be 1 or more"),
+        (["model.dtype=bfloat61"], "model.dtype=bfloat61: not a floating-point type"),
+    ],
+)
+def test_a_wrong_configuration_is_one_sentence(train, capsys, arguments, message, monkeypatch):
+    import re
+
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    with pytest.raises(SystemExit) as stopped:
+        train(*arguments)
+    sentence = str(stopped.value)
+    assert re.search(message, sentence), sentence
+    assert "\n" not in sentence
+    assert not (outputs() / "mlflow.db").exists() or not runs()  # no run was begun
+
+
+def spawn(*arguments, cwd):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [BAE_TRAIN, *SMALL, *arguments]
+    return subprocess.Popen(command, cwd=cwd, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def test_a_sweep_is_a_parent_with_its_jobs_under_it(train):
+    train("baseline=none,ocb", "steps=1", "callbacks.checkpoints.log_policy=false", "-m")
+    parent, *jobs = runs()
+    assert [job.data.tags["mlflow.parentRunId"] for job in jobs] == [parent.info.run_id] * 2
+    assert [job.data.params["baseline"] for job in jobs] == ["none", "ocb"]
+    assert [job.info.run_name for job in jobs] == ["quickstart baseline=none", "quickstart baseline=ocb"]
+    assert {run.info.status for run in (parent, *jobs)} == {"FINISHED"}
+    assert "BAE_PARENT_RUN" not in os.environ
+
+
+def test_a_job_that_fails_fails_the_sweep(train, monkeypatch):
+    from bae.callbacks import Telemetry
+
+    def fail(*arguments):
+        raise RuntimeError("stopped")
+
+    monkeypatch.setattr(Telemetry, "on_train_batch_end", fail)
+    for name in ("BAE_PARENT_RUN", "BAE_SWEPT"):
+        monkeypatch.setenv(name, "")  # and take away afterwards what the sweep leaves
+    with pytest.raises(RuntimeError, match="stopped"):
+        train("baseline=none,ocb", "steps=1", "-m")
+    assert {run.info.status for run in runs()} == {"FAILED"}
+
+
+@pytest.mark.slow
+def test_eight_jobs_on_a_fresh_store_all_log(tmp_path, monkeypatch):
+    jobs = [spawn("steps=2", f"seed={i}", "skip_finished=true", cwd=tmp_path) for i in range(8)]
+    errors = [job.communicate()[1] for job in jobs]
+    assert [job.returncode for job in jobs] == [0] * 8, errors
+    monkeypatch.chdir(tmp_path)
+    assert sorted(run.data.params["seed"] for run in runs()) == [str(i) for i in range(8)]
+    assert all(len(history(run, "train/accuracy")) == 2 and run.info.status == "FINISHED" for run in runs())
+
+
+@pytest.mark.slow
+def test_two_processes_train_like_one(tmp_path, monkeypatch):
+    evaluation = [f"callbacks.evaluation.{option}" for option in ("splits=[val]", "prompts=5", "samples=2")]
+    plain = ["steps=3", "logger.run_name=one", "training.optimizer_steps=2", "callbacks.entropy.target=9", *evaluation]
+    two = ["strategy=ddp", "strategy.accelerator=cpu", "strategy.devices=2", "logger.run_name=two"]
+    for arguments in (plain, plain + two):
+        job = spawn(*arguments, "baseline=batch_mean", cwd=tmp_path)
+        error = job.communicate()[1]
+        assert job.returncode == 0, error
+    monkeypatch.chdir(tmp_path)
+    one, both = runs()
+    assert both.info.run_name == "two" and len(runs()) == 2  # the second rank makes no run of its own
+    for metric in ("train/reward/correctness", "train/ece", "train/entropy", "train/grad_norm", "val/brier",
+                   "eval/val/brier", "eval/val/samples"):  # fmt: skip
+        assert dict(history(both, metric)) == pytest.approx(dict(history(one, metric)), abs=1e-4), metric
+    assert_same_policy(one, both)
+
+
+@pytest.mark.slow
+def test_each_job_of_a_sweep_over_two_processes_is_its_own(tmp_path, monkeypatch):
+    """Lightning starts the second rank with the command line; it must be that of the job, not of the sweep."""
+    two = ["strategy=ddp", "strategy.accelerator=cpu", "strategy.devices=2"]
+    for arguments in (["steps=2", "seed=1"], ["steps=2", "seed=0,1", *two, "-m"]):
+        job = spawn(*arguments, cwd=tmp_path)
+        error = job.communicate()[1]
+        assert job.returncode == 0, error
+    monkeypatch.chdir(tmp_path)
+    alone, _, zero, one = runs()
+    assert (zero.data.params["seed"], one.data.params["seed"]) == ("0", "1")
+    assert_same_policy(alone, one)
+
+
+def assert_same_policy(one, other):
+    first, second = (weights(run.data.tags["output_folder"]) for run in (one, other))
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], atol=1e-5, rtol=1e-4)

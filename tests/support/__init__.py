@@ -1,0 +1,37 @@
+"""What several tests share: where real data lies, and how an entry point is run and its runs are found."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent.parent
+DATA = Path(os.environ.get("BAE_DATA", ROOT.parent / "shared" / "data"))
+
+
+def needs(file: str) -> pytest.MarkDecorator:
+    """Skip where a file of the data folder is absent."""
+    return pytest.mark.skipif(not (DATA / file).is_file(), reason=f"{DATA / file} is not there; set BAE_DATA")
+
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+
+
+def call(module, outputs, *arguments):
+    """Run an entry point, such as bae.commands.train, in this process."""
+    before = sys.argv
+    sys.argv = [f"bae-{module.__name__.rpartition('.')[2]}", f"outputs={outputs}", *arguments]
+    try:
+        module.main()
+    finally:
+        sys.argv = before
+
+
+def runs(outputs):
+    """A client of the store in this folder, and all its runs, oldest first."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{outputs / 'mlflow.db'}")
+    return client, client.search_runs([e.experiment_id for e in client.search_experiments()], order_by=["start_time"])
