@@ -1,30 +1,32 @@
-"""What flows through a training step, and the dimension legend of the whole project.
+"""The records that flow through a training step, and the dimension legend of the whole project.
 
-    P  prompts in a step (on this rank)      G  completions of one prompt, a group
+    P  prompts of a step on this rank        G  completions of one prompt (a group)
     N  completions, N = P * G, group by group: completion n belongs to prompt n // G
     J  objectives       K  blocks            L  prompt tokens       T  completion tokens       V  vocabulary
+    B  completions of a micro-batch          T' tokens of the longest of them
 
-The batch is the only channel between callbacks: each stage fills one field, once, and the next one reads it.
+The batch is the only channel between callbacks. Each stage writes its own fields, and later stages read them.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from bae.method.stated_numbers import Decisions
 from bae.text.blocks import ANSWER, Section
 from bae.text.number import Number
 from bae.text.verdict import Verdict
 
+Record = TypeVar("Record", "SampledTokens", "Scored")
+
 
 @dataclass(frozen=True)
 class Problem:
-    """A question with a reference answer that a verifier can check."""
+    """Hold a question and a reference answer that a verifier can check."""
 
     id: str
     question: str
@@ -33,16 +35,19 @@ class Problem:
 
 @dataclass(frozen=True)
 class Completion:
-    """One completion as objectives see it. Where the format has several answers or confidences, they count from 0.
+    """Hold one completion as objectives see it. Several answers or confidences of a format are counted from 0.
 
-    sections: what was read of the format, in order, as far as it was kept to.
-    well_formed: K flags.
-    verdicts: one for each `answer` section.
-    confidences: the number in each `confidence` section that was begun, None if it is none in [0, 1].
-    length: tokens, end of sequence included.
-    truncated: the token limit came before the end of sequence.
-    tokens: of each block, by name; their sum is the length.
-    repeats: one for each `answer` section, whether it is the first answer again, by the verifier.
+    Attributes:
+        problem: the problem that was answered.
+        text: the decoded completion.
+        sections: the sections that were read, in order, up to the place where the format broke.
+        well_formed: K flags, one for each block.
+        verdicts: one for each `answer` section.
+        confidences: the number in each `confidence` section that was begun; None if it is no number in [0, 1].
+        length: number of tokens, with the end of sequence.
+        truncated: whether the token limit came before the end of sequence.
+        tokens: number of tokens of each block, by name; they add up to the length.
+        repeats: for each `answer` section, whether the verifier finds it equal to the first one.
     """
 
     problem: Problem
@@ -57,16 +62,16 @@ class Completion:
     repeats: tuple[bool, ...] = ()
 
     def answer(self, which: int = 0) -> str | None:
-        """The text of an answer, None if it was not reached."""
+        """Return the text of an answer, or None if the completion did not get there."""
         answers = [section.content for section in self.sections if section.tag == ANSWER]
         return answers[which] if which < len(answers) else None
 
     def is_correct(self, which: int = 0) -> bool:
-        """Whether there is such an answer and the verifier accepts it."""
+        """Tell whether there is such an answer and the verifier accepts it."""
         return self.verdicts[which : which + 1] == (Verdict.CORRECT,)
 
     def stated(self, which: int = 0) -> float | None:
-        """A stated confidence, None if there is none that can be read."""
+        """Return a stated confidence, or None if there is none that can be read."""
         return self.confidences[which] if which < len(self.confidences) else None
 
     @property
@@ -80,14 +85,15 @@ class Completion:
 
 @dataclass(frozen=True)
 class SampledTokens:
-    """Token ids as a rollout engine returns them.
+    """Hold the token ids that a rollout engine sampled.
 
-    prompt_ids, prompt_mask: (N, L), padded on the left.
-    completion_ids, completion_mask: (N, T), padded on the right; the mask holds every sampled token up to and
-        including the first end of sequence.
-    ended: (N,) bool, whether the end of sequence was sampled.
-    log_probs: (N, T), of each token in the distribution that it was drawn from, in nats, 0 outside the mask; None where
-        the engine does not tell.
+    Attributes:
+        prompt_ids, prompt_mask: (N, L), padded on the left.
+        completion_ids, completion_mask: (N, T), padded on the right. The mask covers every sampled token, up to and
+            with the first end of sequence.
+        ended: (N,) bool, whether the end of sequence was sampled.
+        log_probs: (N, T), the log-probability of each token in the distribution that it was drawn from, in nats, 0
+            outside the mask. None if the engine does not report it.
     """
 
     prompt_ids: Tensor
@@ -100,14 +106,16 @@ class SampledTokens:
 
 @dataclass(frozen=True)
 class Scored:
-    """Completions read, verified and rewarded.
+    """Hold completions that were read, verified and rewarded.
 
-    block_of: (N, T) long, the block of each token, -1 outside the completion.
-    rewards: (N, J), after the policy for malformed output was applied.
-    present: (N, J) bool, whether the objective counts for this completion: its block was reached, and is not
-        masked for being malformed. Where it is False the reward is 0 and enters no mean.
-    malformed: (N, J) bool, whether the block was reached but is not in form, or gave nothing to score.
-    numbers: of each completion, where the tokens of each of its confidences lie, as far as they were begun.
+    Attributes:
+        completions: N completions.
+        block_of: (N, T) long, the block of each token, -1 outside the completion.
+        rewards: (N, J), after the policy for malformed output was applied.
+        present: (N, J) bool, whether the objective counts for this completion: its block was reached, and is not
+            masked because it is malformed. Where it is False the reward is 0 and enters no mean.
+        malformed: (N, J) bool, whether the block was reached but is not in form, or held nothing to score.
+        numbers: for each completion, where the tokens of each of its confidences lie, as far as they were begun.
     """
 
     completions: list[Completion]
@@ -118,64 +126,104 @@ class Scored:
     numbers: Sequence[Sequence[Number]] = ()
 
 
-@dataclass(frozen=True)
-class NumberAdvantages:
-    """What the training step needs to give the tokens of stated numbers advantages of their own, for one objective.
+class ForwardResult(NamedTuple):
+    """Hold what a forward pass over B completions found, on the model's device.
 
-    decisions: of N completions. reward, advantage: (N,), as in Advantages. block: the block of the objective.
-    weight: of the objective. all_action: whether numbers learn from every alternative, or from the sampled one.
+    Attributes:
+        log_p: (B, T'), the log-probability of each token in nats, at the sampling temperature.
+        entropy: (B, T'), the entropy of the distribution of each token, in nats. Outside the mask both hold some
+            finite numbers.
+        logits_at: (B, D) positions, negative for none -> (B, D, V) logits, not yet divided by the temperature.
+        temperature: of sampling.
     """
 
-    decisions: Decisions
-    reward: Tensor
-    advantage: Tensor
-    block: int
-    weight: float
-    all_action: bool
+    log_p: Tensor
+    entropy: Tensor
+    logits_at: Callable[[Tensor], Tensor]
+    temperature: float
+
+
+class Refinement(Protocol):
+    """Finish the advantages of one objective in the training pass, where the policy's own distribution is known."""
+
+    @property
+    def objective(self) -> int:
+        """Return the number j of the objective."""
+        ...
+
+    @property
+    def unrefined(self) -> Tensor:
+        """Return (N,) bool: the completions of this rank whose advantages it leaves as they are."""
+        ...
+
+    def apply(self, forward: ForwardResult, rows: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Return how the token advantages change, and an expected reward to raise directly.
+
+        Args:
+            forward: the forward pass over the completions `rows`.
+            rows: (B,) long, the completions of this rank that are in the micro-batch.
+            weights: (B, T'), the token weights of the loss, zero outside the completion.
+
+        Returns:
+            change: (B, T'), to be added to the objective's advantage of each token. It must be an affine function of
+                that advantage, and zero outside the objective's block.
+            gain: a scalar that the loss raises, differentiable in the policy; 0 if there is none.
+        """
+        ...
 
 
 @dataclass(frozen=True)
 class Advantages:
-    """per_objective: (N, J), zero where not present. per_block: (N, K), their weighted sum in each block.
-    numbers: for objectives whose baseline the training step finishes, because it needs the policy's distribution."""
+    """Hold the advantages of N completions.
+
+    Attributes:
+        per_objective: (N, J), zero where not present.
+        per_block: (N, K), the weighted sum of the advantages of each block's objectives.
+        refinements: what the training pass adds. After the update, `per_objective` and `per_block` hold what was really
+            applied: for a refined objective the mean over the tokens of its block.
+        weights: J factors of the objectives' advantages; needed only with refinements.
+        block_of_objective: J numbers of blocks; needed only with refinements.
+    """
 
     per_objective: Tensor
     per_block: Tensor
-    numbers: Sequence[NumberAdvantages] = ()
+    refinements: Sequence[Refinement] = ()
+    weights: Sequence[float] = ()
+    block_of_objective: Sequence[int] = ()
 
 
 @dataclass
 class RolloutBatch:
-    """One step's work. `problems` come with it; each other field is written by the stage named beside it."""
+    """Carry one step from stage to stage. The comment beside each field says which stages write it."""
 
-    step: int
-    problems: list[Problem]
+    step: int  # loader; the others below, too, where nothing is said
+    problems: list[Problem]  # loader; DynamicSampling replaces some
     group_size: int
-    samples: SampledTokens | None = None  # Rollouts
-    scored: Scored | None = None  # Rollouts
-    advantages: Advantages | None = None  # BlockwiseAdvantages
+    samples: SampledTokens | None = None  # Rollouts; DynamicSampling
+    scored: Scored | None = None  # Rollouts; DynamicSampling
+    advantages: Advantages | None = None  # BlockwiseAdvantages; the update, where a baseline has a refinement
     entropy_coef: float = 0.0  # AdaptiveEntropy
-    metrics: dict[str, float] = field(default_factory=dict)  # BlockwiseAdvantages, PolicyModule.training_step
-    seconds: dict[str, float] = field(default_factory=dict)  # wall time by stage
-    further: Callable[[int], list[Problem]] | None = None  # round, from 1 -> as many other problems of the split
+    metrics: dict[str, float] = field(default_factory=dict)  # every callback that measures, and the update
+    seconds: dict[str, float] = field(default_factory=dict)  # every stage: its wall time
+    further: Callable[[int], list[Problem]] | None = None  # loader: round, from 1 -> as many other problems
 
     def require_rollouts(self) -> tuple[SampledTokens, Scored]:
-        """Samples and scores. Raises RuntimeError if the Rollouts callback has not run."""
+        """Return sampled tokens and scores. Raises RuntimeError if the Rollouts callback has not run."""
         if self.samples is None or self.scored is None:
             raise RuntimeError("the batch has no rollouts: put bae.callbacks.Rollouts before whatever reads them")
         return self.samples, self.scored
 
-    def further_problems(self, number: int) -> list[Problem]:
-        """As many problems as the step has, others for each round; number: from 1."""
-        if self.further is None:
-            raise RuntimeError("the batch has no further problems: bae.tasks.loader.PromptLoader gives them")
-        return self.further(number)
-
     def require_advantages(self) -> Advantages:
-        """Advantages. Raises RuntimeError if the BlockwiseAdvantages callback has not run."""
+        """Return the advantages. Raises RuntimeError if the BlockwiseAdvantages callback has not run."""
         if self.advantages is None:
             raise RuntimeError("the batch has no advantages: put bae.callbacks.BlockwiseAdvantages after Rollouts")
         return self.advantages
+
+    def further_problems(self, number: int) -> list[Problem]:
+        """Return as many other problems as the step has; number: the round, from 1."""
+        if self.further is None:
+            raise RuntimeError("the batch has no further problems: bae.tasks.loader.PromptLoader gives them")
+        return self.further(number)
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -186,36 +234,54 @@ class RolloutBatch:
 
 
 def group_index(n: int, group_size: int) -> Tensor:
-    """(N,) long: the prompt that each completion belongs to."""
+    """Return (N,) long: the prompt that each of n completions belongs to."""
     return torch.arange(n) // group_size
 
 
 def concatenate(parts: Sequence[tuple[SampledTokens, Scored]], pad: int) -> tuple[SampledTokens, Scored]:
-    """Rollouts of several calls as those of one; pad: the id of padding."""
+    """Join the rollouts of several calls into those of one; pad: the id of padding."""
     samples, scored = zip(*parts, strict=True)
-    ids = lambda name, fill, left=False: _stack([getattr(s, name) for s in samples], fill, left)  # noqa: E731
-    told = all(s.log_probs is not None for s in samples)
-    rows = lambda name: torch.cat([getattr(s, name) for s in scored])  # noqa: E731
+    has_log_probs = all(s.log_probs is not None for s in samples)
     return (
-        SampledTokens(ids("prompt_ids", pad, True), ids("prompt_mask", False, True), ids("completion_ids", pad),
-                ids("completion_mask", False), torch.cat([s.ended for s in samples]),
-                ids("log_probs", 0.0) if told else None),
-        Scored([c for s in scored for c in s.completions], _stack([s.block_of for s in scored], -1), rows("rewards"),
-               rows("present"), rows("malformed"), [n for s in scored for n in s.numbers]),
-    )  # fmt: skip
+        SampledTokens(
+            prompt_ids=_stack([s.prompt_ids for s in samples], pad, left=True),
+            prompt_mask=_stack([s.prompt_mask for s in samples], False, left=True),
+            completion_ids=_stack([s.completion_ids for s in samples], pad),
+            completion_mask=_stack([s.completion_mask for s in samples], False),
+            ended=torch.cat([s.ended for s in samples]),
+            log_probs=_stack([s.log_probs for s in samples], 0.0) if has_log_probs else None,
+        ),
+        Scored(
+            completions=[completion for s in scored for completion in s.completions],
+            block_of=_stack([s.block_of for s in scored], -1),
+            rewards=torch.cat([s.rewards for s in scored]),
+            present=torch.cat([s.present for s in scored]),
+            malformed=torch.cat([s.malformed for s in scored]),
+            numbers=[numbers for s in scored for numbers in s.numbers],
+        ),
+    )
 
 
 def rows_of(samples: SampledTokens, scored: Scored, rows: Tensor) -> tuple[SampledTokens, Scored]:
-    """The completions `rows`, (R,) long."""
-    pick: Callable[[Any], Any] = lambda x: (  # noqa: E731
-        x if x is None else x[rows] if isinstance(x, Tensor) else [x[n] for n in rows.tolist()]
-    )
-    each = lambda part: {f.name: pick(getattr(part, f.name)) for f in fields(part)}  # noqa: E731
-    return SampledTokens(**each(samples)), Scored(**each(scored))
+    """Return the completions `rows`, (R,) long."""
+    return _rows(samples, rows), _rows(scored, rows)
+
+
+def _rows(record: Record, rows: Tensor) -> Record:
+    """Return the rows of every field of a record."""
+    picked: dict[str, Any] = {}
+    for name in (f.name for f in fields(record)):
+        value = getattr(record, name)
+        if value is None or isinstance(value, Tensor):
+            picked[name] = None if value is None else value[rows]
+        else:
+            picked[name] = [value[n] for n in rows.tolist()]
+    return type(record)(**picked)
 
 
 def _stack(columns: Sequence[Tensor], fill: float, left: bool = False) -> Tensor:
-    """One below the other, each filled up to the widest."""
+    """Stack matrices, each filled up to the width of the widest."""
     width = max(x.shape[1] for x in columns)
-    gap = lambda x: (width - x.shape[1], 0) if left else (0, width - x.shape[1])  # noqa: E731
-    return torch.cat([torch.nn.functional.pad(x, gap(x), value=fill) for x in columns])
+    gaps = [width - x.shape[1] for x in columns]
+    pads = [(gap, 0) if left else (0, gap) for gap in gaps]
+    return torch.cat([torch.nn.functional.pad(x, pad, value=fill) for x, pad in zip(columns, pads, strict=True)])

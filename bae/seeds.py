@@ -1,7 +1,7 @@
 """Keys of random draws. Every draw is a function of its key, so runs repeat and any rank can repeat any draw.
 
-A key is a tuple of whole numbers, `(seed, step, …)` in training. Other uses put a `Namespace` in the place of the step,
-so that no two uses share a draw.
+A key is a tuple of whole numbers, `(seed, step, …)` in training. Other uses have a `Namespace` where training has the
+step, so no two uses share a draw.
 """
 
 import enum
@@ -10,7 +10,7 @@ Key = tuple[int, ...]
 
 
 class Namespace(enum.IntEnum):
-    """What stands in the place of a training step; no step or epoch is as large."""
+    """Name the uses of draws outside training steps. Each number is larger than any step or epoch."""
 
     HELD_OUT = 2**32 - 1  # held-out problems during training
     EVALUATION = 2**32 - 2  # bae-evaluate, and the evaluation after training

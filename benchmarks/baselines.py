@@ -1,3 +1,4 @@
+# ruff: noqa: E402
 """What each baseline costs in a training step: python benchmarks/baselines.py [--rounds 7] [overrides of bae-train …]
 
 All work on the same rollouts, in turns, with a learning rate of 0; each line is a median over rounds and the range, in
@@ -11,10 +12,13 @@ import statistics
 import subprocess
 import sys
 from functools import partial
+from types import SimpleNamespace
 
-import bae.commands.process_setup  # noqa: F401  # isort: skip  before torch
+from bae.commands import process_setup
+
+process_setup.prepare()  # before torch
+
 import torch
-from common import take_the_loops_place
 from hydra import compose, initialize_config_dir
 
 from bae.batch import RolloutBatch
@@ -22,8 +26,10 @@ from bae.callbacks import BlockwiseAdvantages, Rollouts
 from bae.commands import schema
 from bae.commands.build import make, make_pipeline, plain, quieten
 from bae.commands.cli import CONF
-from bae.training.module import PolicyModule
+from bae.training.options import UpdateOptions
+from bae.training.update import Update
 
+ALONE = SimpleNamespace(world_size=1, global_rank=0)
 BASELINES = ["ocb", "ocb_loo", "ocb_shrunk", "rao_blackwell", "all_action"]
 
 
@@ -34,21 +40,20 @@ def settings(overrides):
 
 
 def parts(cfg):
-    """Pipeline, trainer and module, as bae-train has them, without Lightning's loop."""
+    """Return the pipeline and the update that bae-train makes, without Lightning's loop."""
     policy, task = make(cfg.model), make(cfg.task)
     pipeline = make_pipeline(cfg, policy, task)
-    options = plain(cfg.training) | {"steps": 9, "temperature": cfg.temperature}
-    module = PolicyModule(policy, pipeline.scorer.blocks, partial(torch.optim.SGD, lr=0.0), **options)
-    take_the_loops_place(module)
-    return pipeline, module
+    update = Update(policy.model, pipeline.scorer.blocks, cfg.temperature, UpdateOptions(**plain(cfg.training)))
+    update.configure(partial(torch.optim.SGD, lr=0.0), steps=9)
+    return pipeline, update
 
 
-def step(cfg, pipeline, module, batch, advantages):
+def step(update, batch, advantages):
     """Seconds by stage of one baseline on the batch's rollouts."""
     work = RolloutBatch(batch.step, batch.problems, batch.group_size, batch.samples, batch.scored)
     work.seconds.update(batch.seconds)
-    advantages.on_train_batch_start(module.trainer, module, work, 0)
-    module.training_step(work, 0)
+    advantages.on_train_batch_start(ALONE, None, work, 0)
+    update.step(work)
     return work.seconds
 
 
@@ -56,7 +61,7 @@ def race(overrides, baselines, rounds):
     configs = settings(overrides)
     quieten()
     cfg = configs["ocb"]
-    pipeline, module = parts(cfg)
+    pipeline, update = parts(cfg)
     rollouts = Rollouts(pipeline, cfg.seed)
     makers = {
         name: BlockwiseAdvantages(
@@ -71,10 +76,10 @@ def race(overrides, baselines, rounds):
             pipeline.task.problem("train", index * cfg.prompts_per_step + p) for p in range(cfg.prompts_per_step)
         ]
         batch = RolloutBatch(index, problems, cfg.group_size)
-        rollouts.on_train_batch_start(module.trainer, module, batch, 0)
+        rollouts.on_train_batch_start(ALONE, None, batch, 0)
         for name in baselines if index % 2 else reversed(baselines):
             gc.collect()
-            seconds = step(cfg, pipeline, module, batch, makers[name])
+            seconds = step(update, batch, makers[name])
             if index:  # the first round warms up
                 taken[name].append(seconds)
     return taken

@@ -13,7 +13,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 from typing import Any
 
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as bae.commands.process_setup has it, for all contenders alike
@@ -55,14 +54,14 @@ def serve(function: Callable[..., Mapping[str, Any]]) -> bool:
 
 
 def settle(malloc: str) -> None:
-    """Before torch is loaded. malloc: `kept` for what bae-train tells it (bae.commands.process_setup), `default` for
-    nothing."""
-    if malloc == "default":
-        sys.modules["bae.commands.process_setup"] = ModuleType(
-            "bae.commands.process_setup"
-        )  # whoever imports it later changes nothing
-    else:
-        import bae.commands.process_setup  # noqa: F401
+    """Prepare the process before torch is loaded.
+
+    malloc: `kept` for what bae-train tells malloc (bae.commands.process_setup), `default` for nothing.
+    """
+    if malloc == "kept":
+        from bae.commands import process_setup
+
+        process_setup.prepare()
 
 
 def peak_mib() -> float:
@@ -171,23 +170,16 @@ def load(model: str, dtype: str, **options: Any) -> Any:
     return policy
 
 
-def module_by_hand(policy: Any, blocks: Any, micro_batch_tokens: int) -> Any:
-    """A PolicyModule whose training_step works without Lightning's loop, with bae-train's optimiser."""
+def plain_update(policy: Any, blocks: Any, micro_batch_tokens: int) -> Any:
+    """Return an update in plain PyTorch, with bae-train's optimiser."""
     from bae.commands.build import make
-    from bae.training.module import PolicyModule
+    from bae.training.options import UpdateOptions
+    from bae.training.update import Update
 
-    module = PolicyModule(policy, blocks, make(train_config().optimizer), steps=10**6, warmup_steps=0, clip=0.2,
-                          max_grad_norm=1.0, temperature=1.0, micro_batch_tokens=micro_batch_tokens)  # fmt: skip
-    take_the_loops_place(module.to(policy.model.device))
-    return module
-
-
-def take_the_loops_place(module: Any) -> None:
-    """Give a PolicyModule what its training_step asks Lightning's loop for."""
-    module.trainer = SimpleNamespace(world_size=1, global_rank=0, strategy=SimpleNamespace(model=module))
-    made: Any = module.configure_optimizers()
-    module.optimizers, module.lr_schedulers = lambda: made["optimizer"], lambda: made["lr_scheduler"]
-    module.manual_backward = lambda loss: loss.backward()
+    options = UpdateOptions(clip=0.2, max_grad_norm=1.0, warmup_steps=0, micro_batch_tokens=micro_batch_tokens)
+    update = Update(policy.model, blocks, temperature=1.0, options=options)
+    update.configure(make(train_config().optimizer), steps=10**6)
+    return update
 
 
 def named_blocks(count: int) -> Any:
@@ -200,6 +192,14 @@ def random_ids(vocabulary: int, *shape: int) -> Any:
     import torch
 
     return torch.randint(vocabulary, shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def sampling_request(prompts: list[list[int]], group: int, new: int, end: int) -> Any:
+    """Return a request for `group` completions of `new` tokens of each prompt; end: the end of sequence."""
+    from bae.rollout.interface import SamplingRequest
+
+    keys = [(0, p) for p in range(len(prompts))]
+    return SamplingRequest(prompts, keys, group, new, temperature=1.0, eos_token_id=end, pad_token_id=0)
 
 
 def fixed_batch(vocabulary: int, prompts: int, group: int, prompt_tokens: int, new: int, blocks: int) -> Any:

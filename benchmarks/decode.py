@@ -13,12 +13,23 @@ keeps a copy of the weights and a cache of fixed size.
 
 import argparse
 import importlib.util
-from pathlib import Path
 from time import perf_counter
 
-from common import NEVER, append, arguments, listed, load, measure, random_ids, ratios, serve, spread, wait
+from common import (
+    NEVER,
+    append,
+    arguments,
+    listed,
+    load,
+    measure,
+    random_ids,
+    ratios,
+    sampling_request,
+    serve,
+    spread,
+    wait,
+)
 
-ENGINE = Path(__file__).parent.parent / "bae" / "rollout" / "vllm.py"
 RARE = 6
 """The end of a sequence for vLLM, which wants one that the model has: of SmolLM2, <filename>. Should it be drawn, the
 measurement fails."""
@@ -41,10 +52,8 @@ def engine(name, sequences, tokens):
         made = LocalEngine()
 
     def sample(model, prompts, group, new):
-        keys = [(0, p) for p in range(len(prompts))]
-        samples = made.sample(model, prompts.tolist(), keys, group_size=group, max_new_tokens=new, temperature=1.0,
-                              eos_token_id=end, pad_token_id=0)  # fmt: skip
-        return samples.completion_ids
+        request = sampling_request(prompts.tolist(), group, new, end)
+        return made.sample(model, request).completion_ids
 
     return sample
 
@@ -124,8 +133,8 @@ def main():
     parser.add_argument("--new", type=int, default=96)
     given = arguments(parser, "decode", model=True)
     contenders = given.contenders
-    if "vllm" in contenders and not (importlib.util.find_spec("vllm") and ENGINE.is_file()):
-        print("vllm is skipped: it is not installed, or there is no engine for it here")
+    if "vllm" in contenders and not importlib.util.find_spec("vllm"):
+        print("vllm is skipped: it is not installed")
         contenders = [name for name in contenders if name != "vllm"]
     for dtype in given.dtype:
         for setting in given.settings:

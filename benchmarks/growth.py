@@ -28,11 +28,12 @@ from common import (
     fixed_batch,
     listed,
     measure,
-    module_by_hand,
     named_blocks,
     now_mib,
     peak_mib,
+    plain_update,
     random_ids,
+    sampling_request,
     serve,
     spread,
 )
@@ -74,18 +75,16 @@ def rollout(prompts, group, prompt_tokens, new, vocabulary, blocks, micro_batch_
 
     model, engine = small_policy(vocabulary).model, LocalEngine()
     ids = random_ids(vocabulary, prompts, prompt_tokens).tolist()
-    keys = [(0, p) for p in range(prompts)]
-    return lambda small: engine.sample(model, ids, keys, group_size=1 if small else group,
-                                       max_new_tokens=2 if small else new, temperature=1.0, eos_token_id=NEVER,
-                                       pad_token_id=0)  # fmt: skip
+    requests = {True: sampling_request(ids, 1, 2, NEVER), False: sampling_request(ids, group, new, NEVER)}
+    return lambda small: engine.sample(model, requests[small])
 
 
 def update(prompts, group, prompt_tokens, new, vocabulary, blocks, micro_batch_tokens):
     """A function that takes a training step."""
-    module = module_by_hand(small_policy(vocabulary), named_blocks(blocks), micro_batch_tokens)
+    made = plain_update(small_policy(vocabulary), named_blocks(blocks), micro_batch_tokens)
     small_batch = fixed_batch(vocabulary, 1, 2, prompt_tokens, 2, blocks)
     batch = fixed_batch(vocabulary, prompts, group, prompt_tokens, new, blocks)
-    return lambda small: module.training_step(small_batch if small else batch, 0)
+    return lambda small: made.step(small_batch if small else batch)
 
 
 def advantages(completions):

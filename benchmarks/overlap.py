@@ -31,7 +31,7 @@ class Replay:
     def __init__(self, rows, pace, tells):
         self.rows, self.pace, self.tells = rows, pace, tells
 
-    def sample(self, model, prompts, keys, *, on_finished, **options):
+    def sample(self, model, request):
         import torch
 
         from bae.batch import SampledTokens
@@ -42,7 +42,7 @@ class Replay:
             sleep(self.pace * (len(row) - step))
             step = len(row)
             if self.tells:
-                on_finished(n, row, row[-1] == EOS)
+                request.on_finished(n, row, row[-1] == EOS)
         ids = torch.tensor([row + [PAD] * (step - len(row)) for row in self.rows])
         mask = torch.arange(step) < torch.tensor([[len(row)] for row in self.rows])
         return SampledTokens(ids[:, :1], mask[:, :1], ids, mask, (ids == EOS).any(1))

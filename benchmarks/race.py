@@ -68,8 +68,8 @@ class Endless:
     def __init__(self, engine):
         self.engine = engine
 
-    def sample(self, *arguments, **options):
-        return self.engine.sample(*arguments, **options | {"eos_token_id": NEVER})
+    def sample(self, model, request):
+        return self.engine.sample(model, replace(request, eos_token_id=NEVER))
 
 
 def configuration(new, micro_batch_tokens):
@@ -100,11 +100,14 @@ def ours(cfg, policy, task, prompts, group, new):
     from bae.commands.build import make, make_pipeline, plain
     from bae.tasks.loader import PromptDataModule
     from bae.training.module import PolicyModule
+    from bae.training.options import UpdateOptions
+    from bae.training.update import Update
 
     pipeline = make_pipeline(cfg, policy, task)
     pipeline = replace(pipeline, engine=Endless(pipeline.engine), max_new_tokens=new)
-    module = PolicyModule(policy, pipeline.scorer.blocks, make(cfg.optimizer), steps=1, temperature=cfg.temperature,
-                          aggregation=make(cfg.aggregation), **plain(cfg.training))  # fmt: skip
+    options = UpdateOptions(**plain(cfg.training))
+    update = Update(policy.model, pipeline.scorer.blocks, cfg.temperature, options, make(cfg.aggregation))
+    module = PolicyModule(policy, update, make(cfg.optimizer), steps=1)
     found = {}
 
     def begin(trainer, module, batch, index):

@@ -27,8 +27,8 @@ from common import (
     listed,
     load,
     measure,
-    module_by_hand,
     named_blocks,
+    plain_update,
     serve,
     spread,
     wait,
@@ -132,7 +132,7 @@ def profile(step):
     return {"kinds": kinds, "rest": dict(sorted(rest.items(), key=lambda x: -x[1])[:8])}
 
 
-def timed_optimiser(module):
+def timed_optimiser(update):
     """Count the seconds of its step and of the clipping before it."""
     taken = [0.0]
 
@@ -147,8 +147,8 @@ def timed_optimiser(module):
 
         return timed
 
-    optimizer = module.optimizers()
-    optimizer.step, module._clip_gradients = watch(optimizer.step), watch(module._clip_gradients)
+    optimizer = update.optimizer
+    optimizer.step, update._clip_gradients = watch(optimizer.step), watch(update._clip_gradients)
     return taken
 
 
@@ -169,17 +169,17 @@ def one(model, dtype, group, prompts, prompt_tokens, new, micro_batch_tokens, co
     parts = micro_batches(batch.samples, torch.arange(prompts * group), micro_batch_tokens)
     rows = round(fmean(Packing(batch.samples, part, "cpu").ids.numel() for part in parts))
     head_rows = min(round(fmean(len(part) * new for part in parts)), LOGITS // model.config.vocab_size)
-    module = module_by_hand(policy, named_blocks(2), micro_batch_tokens)
+    update = plain_update(policy, named_blocks(2), micro_batch_tokens)
     loaded = perf_counter()
-    module.training_step(batch, 0)
+    update.step(batch)
     warm = perf_counter()
-    taken = timed_optimiser(module)
+    taken = timed_optimiser(update)
     work = useful(model, batch.samples, group)
     measured = []
     for _ in range(repeats):
         rates = {"square": matmul_rate(model.device, model.dtype, SECONDS), "own": own_rate(model, rows, head_rows)}
         batch.seconds["update"] = taken[0] = 0.0
-        module.training_step(batch, 0)
+        update.step(batch)
         seconds = batch.seconds["update"] - taken[0]
         rate = sum(work.values()) / seconds
         measured.append({
@@ -194,7 +194,7 @@ def one(model, dtype, group, prompts, prompt_tokens, new, micro_batch_tokens, co
             **{f"{name}_gflop": count / 1e9 for name, count in work.items()},
             "load_s": loaded - begun, "warm_up_s": warm - loaded,
         },
-        "profile": profile(lambda: module.training_step(batch, 0)) if profiled else None,
+        "profile": profile(lambda: update.step(batch)) if profiled else None,
     }  # fmt: skip
 
 

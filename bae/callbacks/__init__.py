@@ -1,4 +1,8 @@
-"""The training step, in order: each callback does one thing to the batch. conf/callbacks/default.yaml lists them."""
+"""The training step, in order, and what measures it: each callback does one thing to the batch.
+
+This room imports the rooms up to `bae.fidelity`. Start with writers.py, which holds the two callbacks that write on the
+batch before the training step reads it. conf/callbacks/default.yaml lists all callbacks in order.
+"""
 
 from bae.callbacks.block_telemetry import BlockTelemetry
 from bae.callbacks.checkpoints import Checkpoints

@@ -11,13 +11,17 @@ from bae.rollout.pipeline import Pipeline
 
 
 class BlockTelemetry(L.Callback):
-    """Writes into `metrics`, over all ranks: `block_advantage_std/<block>`, `block_zero_signal/<block>` and
-    `group_zero_signal/<block>`. Stands after BlockwiseAdvantages."""
+    """Write `block_advantage_std/<block>`, `block_zero_signal/<block>` and `group_zero_signal/<block>` into `metrics`.
 
-    def __init__(self, pipeline: Pipeline):
+    They are over all ranks, and of the advantages that the update applied. It stands before Telemetry, which logs them.
+    """
+
+    def __init__(self, pipeline: Pipeline) -> None:
         self.blocks = [block.name for block in pipeline.scorer.blocks]
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: RolloutBatch, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: RolloutBatch, batch_idx: int
+    ) -> None:
         _, scored = batch.require_rollouts()
         advantage = gather(trainer, batch.require_advantages().per_block)
         for k, name in enumerate(self.blocks):
@@ -27,10 +31,17 @@ class BlockTelemetry(L.Callback):
 
 
 def block_signal(advantage: Tensor, reached: Tensor, group_size: int) -> dict[str, float]:
-    """Of one block: block_advantage_std and block_zero_signal, over the completions that reached it, NaN if none did;
-    group_zero_signal, the share of groups in which every advantage is exactly 0, that nobody reached it included.
+    """Measure the signal of one block.
 
-    advantage: (N,), group by group, 0 where not reached. reached: (N,) bool, whether a completion has tokens there.
+    Args:
+        advantage: (N,), group by group, 0 where not reached.
+        reached: (N,) bool, whether a completion has tokens in the block.
+        group_size: G.
+
+    Returns:
+        block_advantage_std and block_zero_signal, over the completions that reached the block, NaN if none did; and
+        group_zero_signal, the share of groups in which every advantage is exactly 0. A group that never reached the
+        block is one of these.
     """
     mine = advantage[reached].double()
     deviation = mine - mine.mean()  # std of nothing would warn

@@ -10,19 +10,29 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
 from bae.batch import RolloutBatch
-from bae.callbacks.checks import at_least_one
+from bae.callbacks.run_logger import run_logger
+from bae.callbacks.schedule import at_least_one, due
 from bae.rollout.pipeline import Pipeline
 
 
 class Checkpoints(Checkpoint):
-    """Saves `<folder>/checkpoints/step_000050.ckpt` every `every` steps, keeping the newest `keep`, and after the
-    last step `<folder>/policy` (safetensors, configuration, tokenizer), which goes to the loggers too. Raises
-    ValueError if every or keep is below 1.
+    """Save `<folder>/checkpoints/step_000050.ckpt` every so many steps, and `<folder>/policy` after the last step.
 
-    It is a Lightning `Checkpoint`, so it runs after all other callbacks and sees what they changed.
+    The policy is saved as safetensors, configuration and tokenizer, and goes to the loggers, too. This is a Lightning
+    `Checkpoint`, so it runs after all other callbacks and sees what they changed.
+
+    Args:
+        pipeline: has the policy.
+        folder: the output folder of the run.
+        every: steps between two checkpoints.
+        keep: checkpoints that are kept, the newest ones.
+        log_policy: whether the policy goes to the loggers.
+
+    Raises:
+        ValueError: if every or keep is below 1.
     """
 
-    def __init__(self, pipeline: Pipeline, folder: str, every: int, keep: int, log_policy: bool = True):
+    def __init__(self, pipeline: Pipeline, folder: str, every: int, keep: int, log_policy: bool = True) -> None:
         at_least_one("checkpoints", every=every, keep=keep)
         self.policy = pipeline.policy
         self.folder = Path(folder)
@@ -34,7 +44,7 @@ class Checkpoints(Checkpoint):
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: RolloutBatch, batch_idx: int
     ) -> None:
         done = batch.step + 1
-        if done % self.every and done != trainer.num_training_batches:
+        if not due(done, self.every, trainer.num_training_batches):
             return
         trainer.save_checkpoint(self.folder / "checkpoints" / f"step_{done:06d}.ckpt")
         if trainer.is_global_zero:
@@ -48,18 +58,17 @@ class Checkpoints(Checkpoint):
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         if trainer.is_global_zero and trainer.num_training_batches:
             self.policy.save(self.folder / "policy")
-            for logger in trainer.loggers:
-                if self.log_policy and hasattr(logger, "log_folder"):
-                    logger.log_folder(self.folder / "policy")
+            if self.log_policy:
+                run_logger(trainer).log_folder(self.folder / "policy")
 
 
 def saved_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints of a run, oldest first."""
+    """Return the checkpoints of a run, oldest first."""
     return sorted((folder / "checkpoints").glob("step_*.ckpt"))
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target and renames: a run killed while saving leaves the previous checkpoint whole.
+    """Write beside the target and rename, so that a run killed while saving keeps the previous checkpoint whole.
 
     Lightning's own goes through $TMPDIR, which may be another file system, where a move is a copy.
     """

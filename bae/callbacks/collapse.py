@@ -1,4 +1,4 @@
-"""Whether the policy still tells completions apart, or states one confidence for all."""
+"""A warning if the policy states one confidence for all completions."""
 
 from typing import Any
 
@@ -8,29 +8,31 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from bae.batch import RolloutBatch
-from bae.callbacks.checks import at_least_one
 from bae.callbacks.collectives import gather
+from bae.callbacks.schedule import at_least_one
 from bae.rollout.pipeline import Pipeline
 
 MODE_SHARE = "confidence_mode_share"
 
 
 class ConfidenceCollapse(L.Callback):
-    """Writes into `metrics`, over all ranks, how stated confidences spread (see `confidence_spread`), and warns once
-    when `patience` steps on end had a share of at least `mode_share` state the same one; and again after a recovery.
+    """Write into `metrics` how stated confidences spread over all ranks (see `confidence_spread`), and warn.
 
-    It needs the rollouts alone and runs before the update, so it may stand anywhere after Rollouts: whatever logs
-    `metrics` at the end of the step has these, too. A step without any stated confidence counts neither way.
-    Raises ValueError if mode_share is no share or patience below 1.
+    It warns once when at least a share `mode_share` has stated the same confidence for `patience` steps in a row, and
+    again after a recovery. A step without any stated confidence counts neither way. It needs only the rollouts, so it
+    may stand anywhere after Rollouts.
+
+    Raises:
+        ValueError: if mode_share is no share or patience is below 1.
     """
 
-    def __init__(self, pipeline: Pipeline, mode_share: float, patience: int):
+    def __init__(self, pipeline: Pipeline, mode_share: float, patience: int) -> None:
         if not 0 < mode_share <= 1:
             raise ValueError(f"callbacks.collapse.mode_share={mode_share}: a share above 0, 1 at most")
         at_least_one("collapse", patience=patience)
         self.mode_share = mode_share
         self.patience = patience
-        self.streak = 0  # steps on end in which the mode had its share; so one warning, at `patience`
+        self.streak = 0  # steps in a row in which the mode had its share; so there is one warning, at `patience`
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: RolloutBatch, batch_idx: int) -> None:
         _, scored = batch.require_rollouts()
@@ -48,7 +50,7 @@ class ConfidenceCollapse(L.Callback):
             rank_zero_warn(self._warning(batch.step + 1, mode, spread[MODE_SHARE]))
 
     def _warning(self, step: int, mode: float, share: float) -> str:
-        """step: as metrics count."""
+        """Return the text of the warning; step: as metrics count."""
         return (
             f"the stated confidence has collapsed: at step {step}, {share:.0%} of the completions that state one say "
             f"{mode:g}, and at least {self.mode_share:.0%} have agreed since step {step - self.patience + 1}; usually "
@@ -64,11 +66,17 @@ class ConfidenceCollapse(L.Callback):
 
 
 def confidence_spread(confidence: Tensor, correct: Tensor) -> dict[str, float]:
-    """Of stated confidences: confidence_distinct, how many different ones there are; confidence_mode_share, the
-    share of the most frequent; confidence_std/correct and /wrong, the standard deviation among completions with a right
-    and with a wrong answer, NaN if there are none.
+    """Measure how stated confidences spread.
 
-    confidence: (N,), N at least 1. correct: (N,) bool.
+    Args:
+        confidence: (N,), N at least 1.
+        correct: (N,) bool.
+
+    Returns:
+        confidence_distinct: how many different confidences there are.
+        confidence_mode_share: the share of the most frequent one.
+        confidence_std/correct and /wrong: the standard deviation among completions with a right and with a wrong
+            answer, NaN if there are none.
     """
     _, counts = confidence.unique(return_counts=True)
     found = {"confidence_distinct": float(len(counts)), MODE_SHARE: counts.max().item() / len(confidence)}

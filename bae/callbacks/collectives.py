@@ -1,4 +1,4 @@
-"""The collectives that callbacks need."""
+"""The collective operations that callbacks need."""
 
 from typing import TypeVar
 
@@ -10,15 +10,18 @@ T = TypeVar("T")
 
 
 def gather(trainer: L.Trainer, tensor: Tensor) -> Tensor:
-    """The rows of all ranks, rank by rank, on every rank and on the CPU; (N, …) -> (world * N, …)."""
+    """Return the rows of all ranks, rank by rank, on every rank and on the CPU; (N, …) -> (world * N, …)."""
     if trainer.world_size == 1:
         return tensor
-    device = trainer.strategy.root_device
-    return trainer.strategy.all_gather(tensor.to(device)).flatten(0, 1).cpu()
+    gathered = trainer.strategy.all_gather(tensor.to(trainer.strategy.root_device))
+    return gathered.flatten(0, 1).cpu()
 
 
 def gather_objects(trainer: L.Trainer, value: T) -> list[T]:
-    """What each rank gives, rank by rank, on every rank. Pickled: for what the project itself made alone."""
+    """Return the values of all ranks, rank by rank, on every rank.
+
+    They are pickled, so this is only for what the project itself made.
+    """
     values: list[T | None] = [value]
     if trainer.world_size > 1:
         values = [None] * trainer.world_size

@@ -6,17 +6,23 @@ import lightning as L
 import torch
 
 from bae.batch import RolloutBatch
-from bae.callbacks.checks import at_least_one
+from bae.callbacks.run_logger import run_logger
+from bae.callbacks.schedule import at_least_one, due
 from bae.evaluation.completion_table import columns
 from bae.rollout.pipeline import Pipeline
 
 
 class CompletionTable(L.Callback):
-    """Logs `rows` completions of the first and of every `every`-th step: the columns of
-    bae.evaluation.completion_table, the text of each
-    block, and each objective's reward and advantage. Raises ValueError if every is below 1."""
+    """Log `rows` completions of the first and of every `every`-th step.
 
-    def __init__(self, pipeline: Pipeline, every: int, rows: int):
+    The columns are those of bae.evaluation.completion_table, the text of each block, and each objective's reward and
+    advantage, as the update applied it.
+
+    Raises:
+        ValueError: if every is below 1.
+    """
+
+    def __init__(self, pipeline: Pipeline, every: int, rows: int) -> None:
         at_least_one("completions", every=every)
         self.pipeline = pipeline
         self.every = every
@@ -25,11 +31,8 @@ class CompletionTable(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: RolloutBatch, batch_idx: int
     ) -> None:
-        if trainer.is_global_zero and (batch.step == 0 or (batch.step + 1) % self.every == 0):
-            table = self._table(batch)
-            for logger in trainer.loggers:
-                if hasattr(logger, "log_completions"):
-                    logger.log_completions(table, step=batch.step + 1)
+        if trainer.is_global_zero and (batch.step == 0 or due(batch.step + 1, self.every)):
+            run_logger(trainer).log_completions(self._table(batch), step=batch.step + 1)
 
     def _table(self, batch: RolloutBatch) -> dict[str, list]:
         samples, scored = batch.require_rollouts()

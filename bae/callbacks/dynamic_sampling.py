@@ -1,4 +1,4 @@
-"""Groups that say something in the place of groups that do not."""
+"""Replace groups that have no signal by groups that have some."""
 
 from typing import Any
 
@@ -6,6 +6,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from bae import seeds
 from bae.batch import RolloutBatch, Scored, concatenate, group_index, rows_of
 from bae.method.baselines import outcome_strata, stratified_mean
 from bae.objectives.outcomes import Outcome
@@ -14,17 +15,24 @@ from bae.rollout.pipeline import Pipeline
 
 
 class DynamicSampling(L.Callback):
-    """Samples further problems, up to `rounds` times as many as the step has, and puts their groups where groups had no
-    signal in any block (see `has_signal`): DAPO's dynamic sampling (arXiv 2503.14476), block by block.
+    """Sample further problems, and put their groups where groups had no signal in any block.
 
-    Stands between Rollouts and BlockwiseAdvantages, and writes `problems`, `samples` and `scored` anew. The batch keeps
-    its size: what cannot be replaced stays. Every rank works for itself. Writes into `metrics`: sampling_rounds, how
-    many there were, the first included, and groups_replaced, the share of the groups.
+    This is DAPO's dynamic sampling (arXiv 2503.14476), block by block. It stands between Rollouts and
+    BlockwiseAdvantages, and writes `problems`, `samples` and `scored` anew. The batch keeps its size: groups that
+    cannot be replaced stay. Every rank works for itself. It writes into `metrics` sampling_rounds, the number of rounds
+    with the first one, and groups_replaced, the share of the groups.
 
-    outcome: of a prefix, as BlockwiseAdvantages has it. seed: of the draws.
+    Args:
+        pipeline: encodes, samples and scores.
+        outcome: of a prefix, as for BlockwiseAdvantages.
+        rounds: of further problems, as many as the step has in each.
+        seed: of the draws.
+
+    Raises:
+        ValueError: if rounds is negative.
     """
 
-    def __init__(self, pipeline: Pipeline, outcome: Outcome, rounds: int, seed: int):
+    def __init__(self, pipeline: Pipeline, outcome: Outcome, rounds: int, seed: int) -> None:
         if rounds < 0:
             raise ValueError(f"callbacks.dynamic_sampling.rounds={rounds}: must not be negative")
         self.pipeline = pipeline
@@ -43,7 +51,7 @@ class DynamicSampling(L.Callback):
             done += 1
             fresh = batch.further_problems(done)
             first = count * (trainer.world_size * done + trainer.global_rank)
-            keys = [(self.seed, batch.step, first + p) for p in range(count)]
+            keys = seeds.keys(self.seed, batch.step, first, count)
             more, its_scores, seconds = self.pipeline(fresh, keys, size)
             for name, value in seconds.items():
                 batch.seconds[name] = batch.seconds.get(name, 0.0) + value
@@ -57,6 +65,7 @@ class DynamicSampling(L.Callback):
         batch.metrics["groups_replaced"] = (groups >= count).double().mean().item()
 
     def _has_signal(self, scored: Scored, group_size: int) -> Tensor:
+        """Return (P,) bool: the groups in which some reward differs from the mean of its stratum."""
         group = group_index(len(scored.completions), group_size)
         objectives = self.pipeline.scorer.objectives
         table = score_table(scored, objectives, self.outcome, group)
@@ -69,7 +78,7 @@ class DynamicSampling(L.Callback):
 
 
 def chosen_groups(signal: Tensor, count: int) -> Tensor:
-    """(count,) long, in order: the groups with signal, the first ones first; and groups without where these lack.
+    """Return (count,) long, in order: the first groups that have signal, and others if there are too few of these.
 
     signal: (P,) bool, count <= P.
     """

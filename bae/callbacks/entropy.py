@@ -8,14 +8,18 @@ from bae.batch import RolloutBatch
 
 
 class AdaptiveEntropy(L.Callback):
-    """Raises the coefficient of the entropy bonus by `step_size` after a step whose entropy was below `target`, and
-    lowers it by as much, never below 0, after any other. The paper gives the two numbers and not the rule; this one
-    is that of Skywork-OR1 (arXiv 2505.22312).
+    """Raise the coefficient of the entropy bonus after a step whose entropy was below `target`, and else lower it.
 
-    target: nats a token.
+    It never goes below 0. The paper gives the two numbers and not the rule; this rule is that of Skywork-OR1 (arXiv
+    2505.22312).
+
+    Args:
+        target: nats a token.
+        step_size: by how much the coefficient changes.
+        initial: the coefficient of the first step.
     """
 
-    def __init__(self, target: float, step_size: float, initial: float = 0.0):
+    def __init__(self, target: float, step_size: float, initial: float = 0.0) -> None:
         self.target = target
         self.step_size = step_size
         self.coefficient = initial

@@ -7,17 +7,23 @@ from typing import Any
 import lightning as L
 
 from bae.callbacks.collectives import gather_objects
+from bae.callbacks.run_logger import run_logger
 from bae.evaluation.completion_table import merge
 from bae.evaluation.measure import measure, sample
 from bae.rollout.pipeline import Pipeline
 
 
 class Evaluation(L.Callback):
-    """Samples each of `splits` and logs `eval/<split>/…`, the samples and the figures: what `bae-evaluate` does, of
-    the policy in memory.
+    """Sample each of `splits` and log `eval/<split>/…`, the completions and the figures, as `bae-evaluate` does.
 
-    prompts: of each split, None for all. samples: completions of each. max_new_tokens: None for training's.
-    folder: where `evaluation/` is written.
+    Args:
+        pipeline: with the policy in memory.
+        splits: of the task.
+        prompts: of each split, None for all.
+        samples: completions of each prompt.
+        seed: of the draws.
+        folder: where `evaluation/` is written.
+        max_new_tokens: None for training's.
     """
 
     def __init__(
@@ -29,7 +35,7 @@ class Evaluation(L.Callback):
         seed: int,
         folder: str,
         max_new_tokens: int | None = None,
-    ):
+    ) -> None:
         for split in splits:
             pipeline.task.size(split)  # raises for a split that is not there, before any work
         self.pipeline = replace(pipeline, max_new_tokens=max_new_tokens or pipeline.max_new_tokens)
@@ -46,6 +52,4 @@ class Evaluation(L.Callback):
             table = merge(gather_objects(trainer, part))
             if trainer.is_global_zero:
                 summaries, files = measure(table, self.pipeline.task.verifier, self.folder, split)
-                for logger in trainer.loggers:
-                    if hasattr(logger, "log_evaluation"):
-                        logger.log_evaluation(summaries, files)
+                run_logger(trainer).log_evaluation(summaries, files)

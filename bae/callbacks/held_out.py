@@ -5,8 +5,11 @@ from typing import Any
 
 import lightning as L
 
+from bae import seeds
 from bae.batch import Completion, RolloutBatch
 from bae.callbacks.collectives import gather_objects
+from bae.callbacks.run_logger import run_logger
+from bae.callbacks.schedule import due
 from bae.callbacks.telemetry import completion_metrics
 from bae.evaluation.completion_table import by_attempt, columns, frame, merge
 from bae.evaluation.measure import test_time_scaling
@@ -15,13 +18,23 @@ from bae.rollout.pipeline import Pipeline
 
 
 class HeldOut(L.Callback):
-    """Samples the first `prompts` problems of `split` and logs `<prefix>/…` before the first step, every `every`
-    steps and after the last one. The draws are the same each time, so that two evaluations differ by the policy.
+    """Measure held-out problems before the first step, every `every` steps and after the last one.
 
-    every: 0 for before and after alone. samples: completions of each problem.
+    The draws are the same each time, so two evaluations differ only by the policy.
+
+    Args:
+        pipeline: encodes, samples and scores.
+        split: of the task.
+        prompts: the first so many problems of the split.
+        samples: completions of each problem.
+        every: steps between two times; 0 for only before and after.
+        seed: of the draws.
+        prefix: metrics are logged as `<prefix>/…`.
     """
 
-    def __init__(self, pipeline: Pipeline, split: str, prompts: int, samples: int, every: int, seed: int, prefix: str):
+    def __init__(
+        self, pipeline: Pipeline, split: str, prompts: int, samples: int, every: int, seed: int, prefix: str
+    ) -> None:
         self.pipeline = pipeline
         self.split = split
         self.prompts = min(prompts, pipeline.task.size(split))
@@ -38,7 +51,7 @@ class HeldOut(L.Callback):
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: RolloutBatch, batch_idx: int
     ) -> None:
         done = batch.step + 1
-        if done == trainer.num_training_batches or (self.every and done % self.every == 0):
+        if due(done, self.every, trainer.num_training_batches):
             self._measure(trainer, done)
 
     def _measure(self, trainer: L.Trainer, step: int) -> None:
@@ -46,16 +59,15 @@ class HeldOut(L.Callback):
         share = self.prompts // world  # equal shares: every rank gathers the same number of rows
         mine = range(rank * share, (rank + 1) * share)
         problems = [self.pipeline.task.problem(self.split, i) for i in mine]
-        # 2 ** 32 - 1 keeps these draws apart from those of every training step.
-        _, scored, _ = self.pipeline(problems, [(self.seed, 2**32 - 1, i) for i in mine], self.samples)
+        keys = [seeds.key(self.seed, seeds.Namespace.HELD_OUT, i) for i in mine]
+        _, scored, _ = self.pipeline(problems, keys, self.samples)
         metrics = completion_metrics(trainer, scored, self.pipeline.scorer)
         if self.samples > 1:
             metrics |= self._votes(trainer, scored.completions)
-        for logger in trainer.loggers:
-            logger.log_metrics({f"{self.prefix}/{name}": value for name, value in metrics.items()}, step=step)
+        run_logger(trainer).log_metrics({f"{self.prefix}/{name}": value for name, value in metrics.items()}, step)
 
     def _votes(self, trainer: L.Trainer, completions: Sequence[Completion]) -> dict[str, float]:
-        """Accuracy of each way to choose among all samples of a problem, attempt by attempt."""
+        """Return the accuracy of each way to choose among all samples of a problem, attempt by attempt."""
         mine = frame([columns(completions, self.pipeline.scorer.attempts)])
         table = merge(gather_objects(trainer, mine))  # of all: which strategies there are depends on what was stated
         return {

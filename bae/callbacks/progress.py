@@ -9,17 +9,24 @@ from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
 
 class ProgressBar(TQDMProgressBar):
-    """Lightning's bar, counting rollout steps instead of epochs."""
+    """Show Lightning's bar, which counts rollout steps instead of epochs."""
 
     BAR_FORMAT = "{desc} {n_fmt}/{total_fmt} |{bar:20}| {elapsed}<{remaining}{postfix}"
 
     def init_train_tqdm(self) -> Tqdm:
         total = self.total_train_batches
-        return Tqdm(desc="step", total=total, disable=self.is_disabled, dynamic_ncols=True, file=sys.stdout,
-                    smoothing=0, bar_format=self.BAR_FORMAT)  # fmt: skip
+        return Tqdm(
+            desc="step",
+            total=total,
+            disable=self.is_disabled,
+            dynamic_ncols=True,
+            file=sys.stdout,
+            smoothing=0,
+            bar_format=self.BAR_FORMAT,
+        )
 
     def on_train_epoch_start(self, *args: Any) -> None:
-        """Nothing: the run is one epoch, and the bar is there since it began."""
+        """Do nothing: the run is one epoch, and the bar has been there since it began."""
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         metrics = super().get_metrics(trainer, pl_module)

@@ -1,24 +1,26 @@
-"""Every `train/`, `time/` and `perf/` metric. What each one means: docs/metrics.md."""
+"""The `train/`, `time/` and `perf/` metrics. docs/metrics.md says what each one means."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor
 
-from bae.batch import RolloutBatch, Scored
+from bae.batch import Completion, RolloutBatch, Scored
 from bae.callbacks.collectives import gather
-from bae.evaluation.metrics import calibration
+from bae.callbacks.run_logger import run_logger
+from bae.evaluation.metrics import Calibration
 from bae.objectives.scoring import Scorer
 from bae.rollout.pipeline import Pipeline
 from bae.text.verdict import Verdict
 
 
 class Telemetry(L.Callback):
-    """Measures the batch over all ranks, logs it, and shows rewards and ECE on the progress bar."""
+    """Measure the batch over all ranks, log it, and show rewards and ECE on the progress bar."""
 
-    def __init__(self, pipeline: Pipeline):
+    def __init__(self, pipeline: Pipeline) -> None:
         self.scorer = pipeline.scorer
         self.objectives = [objective.name for objective in pipeline.scorer.objectives]
 
@@ -38,8 +40,7 @@ class Telemetry(L.Callback):
         logged |= {f"time/{name}": value for name, value in batch.seconds.items()}
         tokens = gather(trainer, samples.completion_mask.sum(1)).sum().item()
         logged["perf/tokens_per_second"] = tokens / sum(batch.seconds.values())
-        for logger in trainer.loggers:
-            logger.log_metrics(logged, step=batch.step + 1)
+        run_logger(trainer).log_metrics(logged, step=batch.step + 1)
         shown = {name: metrics[f"reward/{name}"] for name in self.objectives}
         if not math.isnan(metrics.get("ece", math.nan)):  # the format has a confidence
             shown["ece"] = metrics["ece"]
@@ -47,17 +48,25 @@ class Telemetry(L.Callback):
 
 
 def completion_metrics(trainer: L.Trainer, scored: Scored, scorer: Scorer) -> dict[str, float]:
-    """What there is to say of completions alone, over all ranks; the same in training and on held-out problems."""
+    """Measure completions over all ranks. Training and held-out problems share these metrics.
+
+    Args:
+        scored: the completions of this rank.
+        scorer: names the objectives, and tells which confidence is about which answer.
+
+    Returns:
+        {name: value}. The metrics of further answers have the prefix `attempt_2/` and so on.
+    """
     completions, objectives = scored.completions, [objective.name for objective in scorer.objectives]
-    column = lambda values: gather(trainer, torch.tensor(values, dtype=torch.double))  # noqa: E731
-    share = lambda flags: column(flags).mean().item()  # noqa: E731
+
+    def share(values: Sequence[float]) -> float:
+        return gather(trainer, torch.tensor(values, dtype=torch.double)).mean().item()
+
     judged: dict[str, float] = {}
     for attempt, number in enumerate(scorer.attempts):
-        correct = column([c.is_correct(attempt) for c in completions])
-        stated = [None if number < 0 else c.stated(number) for c in completions]
-        confidence = column([torch.nan if q is None else q for q in stated])
-        values = {"accuracy": correct.mean(), **(calibration(confidence, correct) if number >= 0 else {})}
-        judged |= {f"{f'attempt_{attempt + 1}/' * (attempt > 0)}{name}": value.item() for name, value in values.items()}
+        prefix = f"attempt_{attempt + 1}/" if attempt else ""
+        found = _calibration(trainer, completions, attempt, number)
+        judged |= {f"{prefix}{name}": value for name, value in found.items()}
     rewards, present, malformed = (gather(trainer, x) for x in (scored.rewards, scored.present, scored.malformed))
     return {
         **judged,
@@ -69,6 +78,16 @@ def completion_metrics(trainer: L.Trainer, scored: Scored, scorer: Scorer) -> di
         "unparseable": share([Verdict.UNPARSEABLE in c.verdicts for c in completions]),
         "timeout": share([Verdict.TIMEOUT in c.verdicts for c in completions]),
     }
+
+
+def _calibration(trainer: L.Trainer, completions: Sequence[Completion], attempt: int, number: int) -> dict[str, float]:
+    """Measure one answer of all ranks; number: the index of the confidence about it, -1 for accuracy alone."""
+    alone = trainer.world_size == 1
+    metric = Calibration(sync_on_compute=not alone).to("cpu" if alone else trainer.strategy.root_device)
+    stated = [None if number < 0 else c.stated(number) for c in completions]
+    confidence = torch.tensor([torch.nan if q is None else q for q in stated], dtype=torch.double)
+    metric.update(confidence, torch.tensor([c.is_correct(attempt) for c in completions], dtype=torch.double))
+    return {name: value.item() for name, value in metric.compute().items() if number >= 0 or name == "accuracy"}
 
 
 def _mean(values: Tensor) -> float:

@@ -1,4 +1,4 @@
-"""How much of what the device can do goes into the policy."""
+"""How much of what the device can do is used for the policy."""
 
 from typing import Any
 
@@ -7,19 +7,27 @@ import torch
 
 from bae.batch import RolloutBatch
 from bae.callbacks.collectives import gather
+from bae.callbacks.run_logger import run_logger
 from bae.rollout.pipeline import Pipeline
+from bae.training.causal_lm import CausalLM
 from bae.training.flops import decoding_flops, matmul_rate, model_size, update_flops
 
 
 class Throughput(L.Callback):
-    """Measures the rate of matrix products when training starts, and after each step logs it and, of sampling and of
-    the update, `perf/<stage>_flops`, `perf/<stage>_mfu` and `perf/<stage>_tokens_per_second`, means over all ranks, and
-    tokens a second of all together.
+    """Measure the rate of matrix products when training starts, and log it after each step with the rates of stages.
 
-    seconds: that the rate is measured for. Raises ValueError if there are none.
+    For sampling and for the update these are `perf/<stage>_flops` and `perf/<stage>_mfu`, means over all ranks, and
+    `perf/<stage>_tokens_per_second`, of all ranks together.
+
+    Args:
+        pipeline: has the policy.
+        seconds: for how long the rate is measured.
+
+    Raises:
+        ValueError: if seconds is not above 0.
     """
 
-    def __init__(self, pipeline: Pipeline, seconds: float):
+    def __init__(self, pipeline: Pipeline, seconds: float) -> None:
         if seconds <= 0:
             raise ValueError(f"callbacks.throughput.seconds={seconds}: must be above 0")
         self.size = model_size(pipeline.policy.model)  # now, for a sharded strategy cuts the weights up
@@ -42,12 +50,11 @@ class Throughput(L.Callback):
             mine[f"{stage}_tokens_per_second"] = tokens / batch.seconds[stage]
         means = gather(trainer, torch.tensor([list(mine.values())], dtype=torch.double)).mean(0).tolist()
         logged = {f"perf/{name}": mean for name, mean in zip(mine, means, strict=True)}
-        for logger in trainer.loggers:
-            logger.log_metrics(logged, step=batch.step + 1)
+        run_logger(trainer).log_metrics(logged, step=batch.step + 1)
 
 
-def product_dtype(trainer: L.Trainer, model: Any) -> torch.dtype:
-    """Of matrix products in the training step: that of the weights, unless the precision casts."""
+def product_dtype(trainer: L.Trainer, model: CausalLM) -> torch.dtype:
+    """Return the type of matrix products in the training step: that of the weights, unless the precision casts."""
     kind = model.device.type
     with trainer.precision_plugin.forward_context():
         return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else model.dtype

@@ -8,13 +8,15 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from bae.batch import Advantages, NumberAdvantages, RolloutBatch, group_index
+from bae import seeds
+from bae.batch import Advantages, Refinement, RolloutBatch, group_index
 from bae.callbacks.collectives import gather, gather_objects
 from bae.fidelity.continuations import resample
+from bae.method import normalisation as normalisations
 from bae.method.advantages import advantages, sum_by_block
 from bae.method.baselines import (
     Baseline,
-    RaoBlackwell,
+    has_signal_alone,
     load_state,
     outcome_strata,
     state_of,
@@ -22,40 +24,46 @@ from bae.method.baselines import (
     with_fallback,
 )
 from bae.method.normalisation import Normalisation
-from bae.method.stated_numbers import Candidates
 from bae.objectives.outcomes import Outcome
-from bae.objectives.reward_view import ScoreTable, number_decisions, reward_view, score_table
-from bae.objectives.scoring import Scorer
+from bae.objectives.refining import Ranks, RefiningBaseline
+from bae.objectives.reward_view import ScoreTable, reward_view, score_table
 from bae.rollout.pipeline import Pipeline
-from bae.text.blocks import CONFIDENCE, tags_named
-
-REROLLOUTS = 2**32 - 3
-"""In the seeds of fresh samples from a prefix; no training step has this number."""
 
 
 class Rollouts(L.Callback):
-    """Writes `samples` and `scored`: completions of the step's problems by the policy as it is."""
+    """Write `samples` and `scored`: completions of the step's problems by the policy as it is.
 
-    def __init__(self, pipeline: Pipeline, seed: int):
+    Args:
+        pipeline: encodes, samples and scores.
+        seed: of the draws.
+    """
+
+    def __init__(self, pipeline: Pipeline, seed: int) -> None:
         self.pipeline = pipeline
         self.seed = seed
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: RolloutBatch, batch_idx: int) -> None:
-        first = trainer.global_rank * len(batch.problems)
-        keys = [(self.seed, batch.step, first + p) for p in range(len(batch.problems))]
+        count = len(batch.problems)
+        keys = seeds.keys(self.seed, batch.step, trainer.global_rank * count, count)
         batch.samples, batch.scored, seconds = self.pipeline(batch.problems, keys, batch.group_size)
         batch.seconds.update(seconds)
 
 
 class BlockwiseAdvantages(L.Callback):
-    """Writes `advantages`: reward minus baseline, objective by objective (paper, section 3).
+    """Write `advantages`: reward minus baseline, objective by objective (paper, section 3).
 
-    baseline: for objectives of later blocks, those that are conditioned on an outcome (`given`).
-    first_block_baseline: for the others.
-    fallback_baseline: for completions where either has none.
-    outcome: of a prefix; what the baseline of later blocks may condition on.
-    normalisation: what each `objective`'s advantages, and each `block`'s weighted sum of them, are divided by.
-    seed: of the draws of a baseline that samples.
+    Args:
+        pipeline: its scorer has the objectives; it samples for a baseline that samples.
+        baseline: for objectives of later blocks, which are conditioned on an outcome (`given`).
+        first_block_baseline: for the other objectives.
+        fallback_baseline: for completions where either has none.
+        outcome: of a prefix; what the baseline of later blocks may condition on.
+        normalisation: what the advantages of each `objective`, and each `block`'s weighted sum of them, are divided by.
+        group_size, optimizer_steps: of the run, to refuse baselines that cannot work with them.
+        seed: of the draws of a baseline that samples.
+
+    Raises:
+        ValueError: for a baseline that cannot work with the objectives or with these settings.
     """
 
     def __init__(
@@ -67,47 +75,56 @@ class BlockwiseAdvantages(L.Callback):
         outcome: Outcome,
         normalisation: Mapping[str, Normalisation],
         seed: int,
-    ):
+        group_size: int = 2,
+        optimizer_steps: int = 1,
+    ) -> None:
         self.pipeline = pipeline
         self.scorer = pipeline.scorer
-        self.normalisation = normalisation
         self.baseline = baseline
         self.first_block_baseline = first_block_baseline
         self.fallback_baseline = fallback_baseline
         self.outcome = outcome
+        self.normalisation = normalisation
         self.seed = seed
-        self.candidates = None
-        if isinstance(baseline, RaoBlackwell):
-            check_rao_blackwell(self.scorer)
-            self.candidates = Candidates(self.scorer.vocabulary, self.scorer.closing)
+        if group_size == 1:
+            self._check_alone()
+        if isinstance(baseline, RefiningBaseline):
+            self._check_refining(baseline, optimizer_steps)
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: RolloutBatch, batch_idx: int) -> None:
         _, scored = batch.require_rollouts()
-        objectives, rows = self.scorer.objectives, len(scored.rewards)
+        rows = len(scored.rewards)
         with batch.timed("baseline"):
-            # Every rank weighs the whole batch: a batch mean is over all of it, and other baselines cost nothing.
-            local = score_table(scored, objectives, self.outcome, group_index(rows, batch.group_size))
+            # Every rank computes the whole batch: a batch mean is over all of it, and other baselines cost nothing.
+            local = score_table(scored, self.scorer.objectives, self.outcome, group_index(rows, batch.group_size))
             table = ScoreTable(*(gather(trainer, column) for column in local))
             group = group_index(len(table.rewards), batch.group_size)
-            baselines = torch.zeros_like(table.rewards)
-            for j, objective in enumerate(objectives):
-                resample = partial(self._resample, trainer, batch, j)
-                rewards = reward_view(objective, j, table, group, resample)
-                baseline = self.baseline if objective.givens else self.first_block_baseline
-                baselines[:, j], lacking = with_fallback(baseline, self.fallback_baseline, rewards)
-                alone = stratum_size(outcome_strata(rewards), rewards.present) == 1
-                for name, flags in (("fallback", lacking), ("singleton", alone)):
-                    batch.metrics[f"{name}/{objective.name}"] = flags[rewards.present].float().mean().item()
-            per_objective, per_block = self._normalised(
-                advantages(table.rewards, baselines, table.present), table, group
-            )
+            baselines = self._baselines(trainer, batch, table, group)
+            centred = advantages(table.rewards, baselines, table.present)
             mine = slice(trainer.global_rank * rows, (trainer.global_rank + 1) * rows)
-            per_objective, per_block = per_objective[mine], per_block[mine]
-            numbers = self._numbers(trainer, batch, per_objective) if self.candidates else []
-            batch.advantages = Advantages(per_objective, per_block, numbers)
+            per_objective, per_block = (x[mine] for x in self._normalised(centred, table, group))
+            batch.advantages = Advantages(
+                per_objective=per_objective,
+                per_block=per_block,
+                refinements=self._refinements(trainer, batch, per_objective),
+                weights=[objective.weight for objective in self.scorer.objectives],
+                block_of_objective=self.scorer.block_of_objective,
+            )
+
+    def _baselines(self, trainer: L.Trainer, batch: RolloutBatch, table: ScoreTable, group: Tensor) -> Tensor:
+        """Return (N, J): the baseline of each reward of the whole batch; and measure where there was none."""
+        baselines = torch.zeros_like(table.rewards)
+        for j, objective in enumerate(self.scorer.objectives):
+            view = reward_view(objective, j, table, group, partial(self._resample, trainer, batch, j))
+            baseline = self.baseline if objective.givens else self.first_block_baseline
+            baselines[:, j], lacking = with_fallback(baseline, self.fallback_baseline, view)
+            alone = stratum_size(outcome_strata(view), view.present) == 1
+            for name, flags in (("fallback", lacking), ("singleton", alone)):
+                batch.metrics[f"{name}/{objective.name}"] = flags[view.present].float().mean().item()
+        return baselines
 
     def _normalised(self, per_objective: Tensor, table: ScoreTable, group: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, J) and (N, K), of the whole batch."""
+        """Return the normalised advantages of the whole batch, (N, J) and (N, K)."""
         scorer = self.scorer
         for j in range(len(scorer.objectives)):
             per_objective[:, j] = self.normalisation["objective"](per_objective[:, j], group, table.present[:, j])
@@ -118,36 +135,56 @@ class BlockwiseAdvantages(L.Callback):
             per_block[:, k] = self.normalisation["block"](per_block[:, k], group, present)
         return per_objective, per_block
 
+    def _refinements(self, trainer: L.Trainer, batch: RolloutBatch, per_objective: Tensor) -> list[Refinement]:
+        """Return what the training pass adds to the advantages of later blocks; and measure where it adds nothing."""
+        found: list[Refinement] = []
+        if not isinstance(self.baseline, RefiningBaseline):
+            return found
+        _, scored = batch.require_rollouts()
+        ranks = Ranks(trainer.global_rank, partial(gather_objects, trainer))
+        for j, objective in enumerate(self.scorer.objectives):
+            if not objective.givens:
+                continue
+            refinement = self.baseline.refine(j, per_objective[:, j], scored, self.scorer, ranks)
+            if refinement is None:
+                continue
+            found.append(refinement)
+            unrefined, present = (gather(trainer, x) for x in (refinement.unrefined, scored.present[:, j]))
+            batch.metrics[f"fallback/{objective.name}"] = unrefined[present].float().mean().item()
+        return found
+
     def _resample(self, trainer: L.Trainer, batch: RolloutBatch, j: int, rollouts: int) -> Tensor:
-        """(N, rollouts) over all ranks, NaN for completions that never reached the block."""
+        """Return (N, rollouts) over all ranks, NaN for completions that never reached the block."""
         samples, scored = batch.require_rollouts()
         problems = [completion.problem for completion in scored.completions]
         first = trainer.global_rank * len(problems)
-        keys = [(self.seed, REROLLOUTS, batch.step, first + n) for n in range(len(problems))]
-        again = resample(
-            self.pipeline, problems, samples, scored.block_of, self.scorer.block_of_objective[j], rollouts, keys
-        )
+        namespace = seeds.Namespace.REROLLOUTS
+        keys = [seeds.key(self.seed, namespace, batch.step, first + n) for n in range(len(problems))]
+        block = self.scorer.block_of_objective[j]
+        again = resample(self.pipeline, problems, samples, scored.block_of, block, rollouts, keys)
         rewards = torch.full((len(problems), rollouts), torch.nan)
         rewards[again.rows] = again.rewards(j)
         return gather(trainer, rewards)
 
-    def _numbers(self, trainer: L.Trainer, batch: RolloutBatch, per_objective: Tensor) -> list[NumberAdvantages]:
-        """For each objective of a stated number: what it might have said, and what that would have earned."""
-        assert self.candidates is not None and isinstance(self.baseline, RaoBlackwell)
-        _, scored = batch.require_rollouts()
-        found = []
-        for j, objective in enumerate(self.scorer.objectives):
-            if not objective.givens or objective.score is None:
-                continue
-            everyone = partial(gather_objects, trainer)
-            decisions = number_decisions(scored, self.scorer, j, self.candidates, everyone, trainer.global_rank)
-            block, all_action = self.scorer.block_of_objective[j], self.baseline.all_action
-            reward, advantage = scored.rewards[:, j], per_objective[:, j]
-            found.append(NumberAdvantages(decisions, reward, advantage, block, objective.weight, all_action))
-            decided = (decisions.position >= 0).any(1)
-            undecided, present = (gather(trainer, x) for x in (~decided, scored.present[:, j]))
-            batch.metrics[f"fallback/{objective.name}"] = undecided[present].float().mean().item()
-        return found
+    def _check_alone(self) -> None:
+        """Refuse baselines that compare a completion with its group, where the group is itself."""
+        for key, baseline in (("first_block_baseline", self.first_block_baseline), ("baseline", self.baseline)):
+            used = any(bool(o.givens) == (key == "baseline") for o in self.scorer.objectives)
+            if used and not has_signal_alone(baseline, self.fallback_baseline):
+                raise ValueError(
+                    f"group_size=1: {key} compares a completion with its group, so every advantage would be 0; use "
+                    "group_size=2 or more"
+                )
+
+    def _check_refining(self, baseline: RefiningBaseline, optimizer_steps: int) -> None:
+        """Refuse what a baseline that is finished in the training pass cannot work with."""
+        baseline.check(self.scorer, optimizer_steps)
+        for part, function in self.normalisation.items():
+            if not _is_none(function):
+                raise ValueError(
+                    f"normalisation.{part}: this baseline finishes its advantages in the training pass, which divides "
+                    "none; choose normalisation=none"
+                )
 
     def state_dict(self) -> dict[str, Any]:
         return {"baseline": state_of(self.baseline), "first_block_baseline": state_of(self.first_block_baseline)}
@@ -157,22 +194,6 @@ class BlockwiseAdvantages(L.Callback):
         load_state(self.first_block_baseline, state["first_block_baseline"])
 
 
-def check_rao_blackwell(scorer: Scorer) -> None:
-    """Raises ValueError if there is an objective whose reward cannot be expected over the number that is stated."""
-    closings = {tags.closing for tags in tags_named(scorer.blocks, CONFIDENCE)}
-    if len(closings) > 1:
-        raise ValueError(
-            f"baseline=rao_blackwell: the {CONFIDENCE} sections close with {' and '.join(sorted(closings))}; "
-            "let them close alike"
-        )
-    for objective, malformed in zip(scorer.objectives, scorer.malformed, strict=True):
-        if objective.givens and objective.score is None:
-            raise ValueError(
-                f"baseline=rao_blackwell: objectives.rewards.{objective.name} has no score of a stated number to "
-                "take the expectation of; choose another baseline"
-            )
-        if objective.givens and malformed == "mask":
-            raise ValueError(
-                f"baseline=rao_blackwell: under malformed=mask a spoilt number has no reward to expect, and "
-                f"objectives.rewards.{objective.name} has that policy; choose penalise or zero"
-            )
+def _is_none(function: Normalisation) -> bool:
+    """Tell whether a normalisation divides by nothing, however it was wrapped."""
+    return (function.func if isinstance(function, partial) else function) is normalisations.none

@@ -1,5 +1,6 @@
-"""From a composed configuration to the parts that it names; what the entry points have in common."""
+"""From a composed configuration to the parts that it names. The entry points share this."""
 
+import pkgutil
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -8,33 +9,71 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from bae.commands import cli
+from bae.commands import cli, schema, validate
 
 if TYPE_CHECKING:
+    import lightning as L
+
     from bae.objectives import Objective
     from bae.rollout.pipeline import Pipeline
     from bae.tasks import Task
+    from bae.tasks.loader import PromptDataModule
     from bae.text.blocks import Block
+    from bae.training.module import PolicyModule
     from bae.training.policy import Policy
-
 
 CONFIG_FILE = "config.yaml"  # in the output folder: the configuration, as composed
 RUN_FILE = "run_id"  # in the output folder: the run in MLflow
 
 
 def make(node: DictConfig, **more: Any) -> Any:
-    """Instantiate a node of the configuration; what it is given are plain dicts and lists."""
+    """Instantiate a node of the configuration. What it is given are plain dicts and lists."""
     from hydra.utils import instantiate
 
     return instantiate(node, _convert_="all", **more)
 
 
 def plain(node: DictConfig) -> Any:
+    """Return a node as plain dicts and lists, with all references resolved."""
     return OmegaConf.to_container(node, resolve=True)
 
 
+def make_run(cfg: DictConfig, run_id: str | None, run_name: str) -> "tuple[L.Trainer, PolicyModule, PromptDataModule]":
+    """Make the parts of a training run. run_id: the run in MLflow to go on with, None for a new one."""
+    import lightning as L
+
+    from bae.tasks.loader import PromptDataModule
+    from bae.training.module import PolicyModule
+    from bae.training.options import UpdateOptions
+    from bae.training.update import Update
+
+    quieten()
+    L.seed_everything(cfg.seed, verbose=False)
+    validate.check_parts(plain(cfg))
+    validate.check_options("strategy", L.Trainer, plain(cfg.strategy))
+    validate.check_options("training", UpdateOptions, plain(cfg.training))
+    options = UpdateOptions(**plain(cfg.training))
+    task, policy = make(cfg.task), make(cfg.model)
+    pipeline = make_pipeline(cfg, policy, task)
+    update = Update(policy.model, pipeline.scorer.blocks, cfg.temperature, options, make(cfg.aggregation))
+    module = PolicyModule(policy, update, make(cfg.optimizer), cfg.steps)
+    data = PromptDataModule(task, cfg.steps, cfg.prompts_per_step, cfg.group_size, cfg.seed)
+    callbacks = [make(part) for part in cfg.callbacks.values() if part]
+    callbacks = [part(pipeline) if isinstance(part, partial) else part for part in callbacks]
+    trainer = L.Trainer(
+        **make(cfg.strategy),
+        max_epochs=1,  # an epoch is the whole run; its batches are the steps
+        callbacks=callbacks,
+        logger=make(cfg.logger, run_id=run_id, run_name=run_name),
+        enable_model_summary=False,
+        log_every_n_steps=1,
+        use_distributed_sampler=False,  # PromptLoader gives each rank its share
+    )
+    return trainer, module, data
+
+
 def make_pipeline(cfg: DictConfig, policy: "Policy", task: "Task") -> "Pipeline":
-    """Rollouts of `policy` on the problems of `task`, as the configuration of a run has them."""
+    """Make the pipeline of `policy` on the problems of `task`, as the configuration of a run describes it."""
     from bae.objectives.scoring import Scorer
     from bae.rollout.pipeline import Pipeline
     from bae.text.tokens import token_bytes
@@ -53,7 +92,7 @@ def make_pipeline(cfg: DictConfig, policy: "Policy", task: "Task") -> "Pipeline"
 
 
 def make_format(cfg: DictConfig) -> "tuple[tuple[Block, ...], list[Objective]]":
-    """The blocks of a completion and their objectives."""
+    """Make the blocks of a completion and their objectives."""
     from bae.text.blocks import make_blocks
 
     objectives = [make(spec, name=name) for name, spec in cfg.objectives.rewards.items()]
@@ -61,13 +100,15 @@ def make_format(cfg: DictConfig) -> "tuple[tuple[Block, ...], list[Objective]]":
 
 
 def _undeferred(function: Any) -> Any:
-    """A plain partial for Hydra's own, which checks its target again at every call: 0.1 ms a completion."""
+    """Return a plain partial instead of Hydra's own, which checks its target at every call: 0.1 ms a completion."""
     return partial(function.func, *function.args, **function.keywords) if isinstance(function, partial) else function
 
 
 def run_folder(key: str, value: str, tracking_uri: str) -> Path:
-    """The output folder of a run, named by it or by its MLflow run id. Raises UserError if `value` is neither; `key`
-    is what the user wrote it as."""
+    """Return the output folder of a run, named by it or by its MLflow run id.
+
+    Raises UserError if `value` is neither. key: the key under which the user wrote it.
+    """
     from bae.report.tracking import find_run_folder
 
     folder = Path(value) if Path(value).is_dir() else find_run_folder(key, value, tracking_uri)
@@ -77,20 +118,49 @@ def run_folder(key: str, value: str, tracking_uri: str) -> Path:
 
 
 def saved_config(folder: Path, overrides: Sequence[str] = ()) -> DictConfig:
-    """The configuration of the run in `folder`, with the values that were changed on this command line."""
+    """Return the configuration of the run in `folder`, with the values that were changed on this command line.
+
+    Raises UserError for a run of another version, and for an override that is not a value.
+    """
     saved = OmegaConf.load(folder / CONFIG_FILE)
-    OmegaConf.set_struct(saved, True)
+    assert isinstance(saved, DictConfig)
+    check_version(folder, saved)
     for override in overrides:
         if OmegaConf.is_dict(OmegaConf.select(saved, override.partition("=")[0])):
             raise cli.UserError(f"{override}: a resumed run keeps its parts; only values can change, as in steps=300")
-    merged = OmegaConf.merge(saved, OmegaConf.from_dotlist(list(overrides)), {"output_folder": str(folder)})
+    OmegaConf.set_struct(saved, True)
+    changes = [OmegaConf.from_dotlist(list(overrides)), {"output_folder": str(folder)}]
+    merged = OmegaConf.merge(OmegaConf.structured(schema.TrainSchema), saved)
+    OmegaConf.set_struct(merged, True)
+    merged = OmegaConf.merge(merged, *changes)
     assert isinstance(merged, DictConfig)
     return merged
 
 
+def check_version(folder: Path, saved: DictConfig) -> None:
+    """Refuse the configuration of a run whose parts are not in this version. Raises UserError."""
+    from bae.report.tracking import made_by
+
+    for path, node in validate.parts(OmegaConf.to_container(saved), ""):
+        target = str(node["_target_"])
+        if not target.startswith("bae."):
+            continue  # a user's own, or a library's
+        try:
+            pkgutil.resolve_name(target)
+        except Exception as error:
+            maker = made_by((folder / RUN_FILE).read_text().strip(), saved.logger.tracking_uri)
+            raise cli.UserError(
+                f"{folder}: this run was made by {maker}, and its {path} is {target}, which this version lacks; "
+                "use that version, or make the run anew with this one"
+            ) from error
+
+
 def trained(cfg: DictConfig) -> "tuple[Path, DictConfig, Pipeline]":
-    """The output folder of the run that `cfg.run` names, its configuration, and its policy at work on `cfg.task`, by
-    default its own, with `cfg.temperature` and `cfg.max_new_tokens`. Raises UserError if there is no such policy."""
+    """Return the output folder of the run that `cfg.run` names, its configuration, and the pipeline of its policy.
+
+    The pipeline works on `cfg.task`, by default the run's own, with `cfg.temperature` and `cfg.max_new_tokens`. Raises
+    UserError if there is no such policy.
+    """
     import torch
 
     from bae.training.policy import load_pretrained
@@ -107,13 +177,15 @@ def trained(cfg: DictConfig) -> "tuple[Path, DictConfig, Pipeline]":
         before.model.get("trust_remote_code", False),
     )
     policy.model.to(("cuda" if torch.cuda.is_available() else "cpu") if cfg.device == "auto" else cfg.device)
+    if cfg.task:
+        validate.check_parts({"task": plain(cfg.task)})
     pipeline = make_pipeline(before, policy, make(cfg.task or before.task))
     limit = cfg.max_new_tokens or before.max_new_tokens
     return folder, before, replace(pipeline, temperature=cfg.temperature, max_new_tokens=limit)
 
 
 def quieten() -> None:
-    """Silence what libraries say of themselves; warnings that a user can act on stay."""
+    """Silence what libraries say of themselves. Warnings that a user can act on stay."""
     import logging
     import warnings
 

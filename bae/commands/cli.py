@@ -1,4 +1,4 @@
-"""How an entry point meets Hydra: compose, run, and turn what the user got wrong into one sentence."""
+"""Run an entry point under Hydra, and turn what the user got wrong into one sentence."""
 
 import difflib
 import functools
@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import bae.commands.process_setup  # noqa: F401  # isort: skip  before torch
 import hydra
 from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
+
+from bae.commands import process_setup, schema
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 ROOT = Path(__file__).parent.parent
@@ -22,13 +23,15 @@ CONF = next(folder for folder in (ROOT.parent / "conf", ROOT / "conf") if folder
 
 
 class UserError(Exception):
-    """Something that the user can mend; the message is one sentence that says what, where and how."""
+    """Say what the user can mend: one sentence with what, where and how."""
 
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Turn what parts say of their arguments (ValueError, FileNotFoundError, TypeError) into UserError, while a run
-    is being built and nothing has been computed."""
+    """Turn what parts say of their arguments into UserError, while a run is being built and nothing was computed.
+
+    These are ValueError, FileNotFoundError and TypeError.
+    """
     try:
         yield
     except InstantiationException as error:
@@ -47,6 +50,8 @@ def run(task: Callable[[DictConfig], None], config_name: str) -> None:
     Exits with status 1 and one sentence on stderr for a UserError, or for a configuration that does not compose.
     HYDRA_FULL_ERROR=1 shows the whole traceback instead.
     """
+    process_setup.prepare()
+    schema.register()
     chosen = os.environ.get(FULL_ERROR)
 
     @functools.wraps(task)
@@ -75,14 +80,15 @@ def _environment(name: str, value: str | None) -> Iterator[None]:
 
 
 def options(group: str) -> list[str]:
-    """The options of a config group: of conf/, and of folders that the user added to it."""
+    """Return the options of a config group: of conf/, and of folders that the user added to it."""
     from hydra.core.global_hydra import GlobalHydra
 
-    return GlobalHydra.instance().config_loader().get_group_options(group)
+    options: list[str] = GlobalHydra.instance().config_loader().get_group_options(group)
+    return options
 
 
 def choice(group: str) -> str:
-    """The option that was chosen of a config group."""
+    """Return the option that was chosen of a config group."""
     from hydra.core.hydra_config import HydraConfig
 
     return str(HydraConfig.get().runtime.choices[group])
@@ -90,6 +96,7 @@ def choice(group: str) -> str:
 
 @contextmanager
 def _one_sentence(verbose: bool) -> Iterator[None]:
+    """Exit with one sentence for what the user got wrong; verbose: raise it instead."""
     try:
         yield
     except (UserError, HydraException, OmegaConfBaseException) as error:
@@ -99,7 +106,7 @@ def _one_sentence(verbose: bool) -> Iterator[None]:
 
 
 def explain(error: Exception) -> str:
-    """One sentence for an error of composition."""
+    """Return one sentence for an error of composition."""
     text = str(error.__cause__ or error) if isinstance(error, HydraException) else str(error)
     unknown = re.search(r"Key '([\w.\-]+)' is not in struct\s+full_key: ([\w.\-]+)", text)
     unknown = unknown or re.search(r"Key '([\w.\-]+)' not in '\w+'\s+full_key: ([\w.\-]+)", text)
@@ -107,6 +114,11 @@ def explain(error: Exception) -> str:
         near = difflib.get_close_matches(unknown[1], _known_keys(), n=1)
         hint = f"did you mean {near[0]}?" if near else "see --help for what there is, or --cfg job for every key"
         return f"there is no key {unknown[2]}; {hint}"
+    single = re.search(r"Cannot assign \w+ to .*\s+full_key: ([\w.]+)", text)
+    if single:
+        group = single[1].rpartition("_")[2]
+        hint = f"choose an option with {group}@{single[1]}=…" if (CONF / group).is_dir() else "set its keys one by one"
+        return f"{single[1]}: it has keys of its own, so it cannot be a single value; {hint}"
     missing = re.search(
         r"Could not find '([\w./\-]+)'\s+Available options in '([\w./\-]+)':\s+(.*?)\n[^\t]", text + "\n", re.DOTALL
     )
@@ -117,5 +129,5 @@ def explain(error: Exception) -> str:
 
 
 def _known_keys() -> list[str]:
-    """Every key that stands in some yaml of conf/."""
+    """Return every key that stands in some yaml of conf/."""
     return sorted({key for path in CONF.rglob("*.yaml") for key in re.findall(r"^\s*(\w+):", path.read_text(), re.M)})

@@ -1,6 +1,6 @@
-"""What the warm start shows the policy: completions of arithmetic problems, in one format each. Pure text.
+"""Write what the warm start shows the policy: completions of arithmetic problems, in one format each. Pure text.
 
-A demonstration is a sequence of pieces, some of which the policy reads but does not learn to write.
+A demonstration is a sequence of pieces. Some of them the policy reads but does not learn to write.
 """
 
 import random
@@ -13,23 +13,24 @@ from bae.batch import Problem
 
 @dataclass(frozen=True)
 class Piece:
-    """Consecutive text of a completion. learn: whether the policy is taught to write it."""
+    """Hold consecutive text of a completion. learn: whether the policy is taught to write it."""
 
     text: str
     learn: bool = True
 
 
 Demonstrate = Callable[[Problem, random.Random], Sequence[Piece]]
-"""Writes one completion of a problem; every draw comes from the generator."""
+"""Write one completion of a problem; every draw comes from the generator."""
 
 WORDS = ("short", "long")  # what an analysis may say: numbers of one digit alone, or longer ones
 
 
 @dataclass(frozen=True)
 class SolutionConfidence:
-    """Running totals, the right answer, a look at the problem, and a confidence that knows nothing of it.
+    """Write running totals, the right answer, a look at the problem, and a confidence that knows nothing of it.
 
-    confidences: what may be stated, and how often (weights), whatever the problem.
+    Args:
+        confidences: what may be stated, and how often (weights), whatever the problem.
     """
 
     confidences: Mapping[str, float]
@@ -48,15 +49,18 @@ class SolutionConfidence:
 
 @dataclass(frozen=True)
 class TwoAttempts:
-    """Running totals and their answer; then the totals from the last number backwards, and the right answer.
+    """Write running totals and their answer; then the totals from the last number backwards, and the right answer.
 
-    The first attempt may slip, and goes on from there to a wrong answer, so that the second sees what it is there to
-    mend. Slips are read, not learnt: learnt, they cost the first attempts of model=tiny_two_attempt more than half of
-    their accuracy (.18 in the place of .40), and these go wrong often enough by the policy's own lack of skill.
+    The first attempt may slip, and goes on from there to a wrong answer. So the second attempt sees what it is there to
+    mend. Slips are read, not learnt. When they were learnt, they cost the first attempts of model=tiny_two_attempt more
+    than half of their accuracy (.18 instead of .40), and these go wrong often enough by the policy's own lack of skill.
 
-    slip: chance that a total of the first attempt is off, in [0, 1].
-    slips: by how much, either way, drawn uniformly; whole numbers above 0.
-    Raises ValueError for options outside these ranges.
+    Args:
+        slip: the chance that a total of the first attempt is off, in [0, 1].
+        slips: by how much, either way, drawn uniformly; whole numbers above 0.
+
+    Raises:
+        ValueError: for options outside these ranges.
     """
 
     slip: float
@@ -87,12 +91,12 @@ class TwoAttempts:
 
 
 def read_terms(question: str) -> list[int]:
-    """The signed numbers of an expression: `37+8-152=` -> [37, 8, -152]."""
+    """Return the signed numbers of an expression: `37+8-152=` -> [37, 8, -152]."""
     return [int(term) for term in question.rstrip("=").replace("-", "+-").lstrip("+").split("+")]
 
 
 def running_totals(terms: Sequence[int]) -> list[int]:
-    """The sums of the first two terms, the first three, and so on."""
+    """Return the sums of the first two terms, the first three, and so on."""
     return list(accumulate(terms))[1:]
 
 
@@ -101,7 +105,7 @@ def _spaced(totals: Sequence[int]) -> str:
 
 
 def _joined(pieces: Sequence[Piece]) -> list[Piece]:
-    """The pieces with a space between each two."""
+    """Return the pieces with a space between each two."""
     return [part for piece in pieces for part in (Piece(" "), piece)][1:]
 
 

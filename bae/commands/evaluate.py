@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, ListConfig
 
-from bae.commands import cli, schema
+from bae.commands import cli
 from bae.commands.build import RUN_FILE, make, plain, quieten, trained
 
 if TYPE_CHECKING:
@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
-    """Entry point of `bae-evaluate`."""
-    schema.register()
+    """Run `bae-evaluate`."""
     cli.run(evaluate, "evaluate")
 
 
@@ -33,7 +32,7 @@ def evaluate(cfg: DictConfig) -> None:
 
 
 def check(cfg: DictConfig) -> None:
-    """Raises UserError for values that cannot work."""
+    """Refuse values that cannot work. Raises UserError."""
     if (cfg.run is None) == (cfg.completions is None):
         raise cli.UserError(
             "name what to evaluate, one of the two: run=<MLflow run id or output folder>, or completions=<file>"

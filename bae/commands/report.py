@@ -1,4 +1,4 @@
-"""`bae-report`: the paper's tables and figures from what lies in MLflow, with the published numbers beside ours."""
+"""`bae-report`: make the paper's tables and figures from the runs in MLflow, with the published numbers beside ours."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,13 +7,12 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
-from bae.commands import cli, schema
+from bae.commands import cli
 from bae.commands.build import plain
 
 
 def main() -> None:
-    """Entry point of `bae-report`."""
-    schema.register()
+    """Run `bae-report`."""
     cli.run(report, "report")
 
 
@@ -25,30 +24,34 @@ def report(cfg: DictConfig) -> None:
         raise cli.UserError("name what to report: table=1 (2, 3, 5, 6, 7), figure=1 (2, 4, training), or both")
     table = None if cfg.table is None else load_spec("table", cfg.table)
     figure = None if cfg.figure is None else load_spec("figure", cfg.figure)
-    evidence = FinishedRuns(cfg.logger.tracking_uri, cfg.experiments, cfg.runs, cfg.models, cfg.resamples)
+    finished = FinishedRuns(cfg.logger.tracking_uri, cfg.experiments, cfg.runs, cfg.models, cfg.resamples)
     folder = Path(cfg.folder)
     folder.mkdir(parents=True, exist_ok=True)
     if table:
-        write_tables(table, f"table{cfg.table}", folder, evidence)
+        write_tables(table, f"table{cfg.table}", folder, finished)
     if figure:
-        write_figure(figure, f"figure{cfg.figure}", folder, evidence)
+        write_figure(figure, f"figure{cfg.figure}", folder, finished)
 
 
 def load_spec(kind: str, name: str) -> Mapping[str, Any]:
-    """conf/report/<kind><name>.yaml. Not a config group: Hydra takes no number for an option. Raises UserError."""
+    """Read conf/report/<kind><name>.yaml. Raises UserError if there is none.
+
+    It is no config group, because Hydra takes no number for an option.
+    """
     known = sorted(path.stem.removeprefix(kind) for path in (cli.CONF / "report").glob(f"{kind}*.yaml"))
     if name not in known:
         raise cli.UserError(f"{kind}={name}: no such {kind}; there are {', '.join(known)}")
-    return plain(hydra.compose(f"report/{kind}{name}"))["report"]
+    spec: Mapping[str, Any] = plain(hydra.compose(f"report/{kind}{name}"))["report"]
+    return spec
 
 
-def write_tables(spec: Mapping[str, Any], stem: str, folder: Path, evidence: Any) -> None:
-    """A table, or several in one file: <stem>.md, .tex and .csv."""
+def write_tables(spec: Mapping[str, Any], stem: str, folder: Path, finished: Any) -> None:
+    """Write a table, or several into one file: <stem>.md, .tex and .csv."""
     import pandas
 
     from bae.report.tables import make_table, to_latex, to_markdown
 
-    tables = [make_table(part, evidence) for part in ([spec] if "methods" in spec else spec.values())]
+    tables = [make_table(part, finished) for part in ([spec] if "methods" in spec else spec.values())]
     markdown = "\n\n".join(map(to_markdown, tables)) + "\n"
     (folder / f"{stem}.md").write_text(markdown)
     (folder / f"{stem}.tex").write_text("\n\n".join(map(to_latex, tables)) + "\n")
@@ -57,12 +60,12 @@ def write_tables(spec: Mapping[str, Any], stem: str, folder: Path, evidence: Any
     print("\n".join(str(folder / f"{stem}.{kind}") for kind in ("md", "tex", "csv")))
 
 
-def write_figure(spec: Mapping[str, Any], stem: str, folder: Path, evidence: Any) -> None:
-    """A figure of each model that has runs for it: <stem>_<model>.png and .svg."""
+def write_figure(spec: Mapping[str, Any], stem: str, folder: Path, finished: Any) -> None:
+    """Draw a figure of each model that has runs for it: <stem>_<model>.png and .svg."""
     from bae.evaluation import figures
-    from bae.report.tables import PLOTS
+    from bae.report.paper_figures import PLOTS
 
-    drawn, missing = PLOTS[spec["kind"]](spec, evidence)
+    drawn, missing = PLOTS[spec["kind"]](spec, finished)
     for model, figure in drawn.items():
         print("\n".join(map(str, figures.save(figure, folder / f"{stem}_{model}"))))
     print("\n".join(f"missing: {line}" for line in missing))

@@ -1,4 +1,7 @@
-"""Types of the top-level keys of the entry points' yaml, so that `lr=abc` and `+typo=3` are refused when composing."""
+"""Types of the configuration's keys, so that `lr=abc` and `training.clp=1` are refused when it is composed.
+
+Keys of parts that are named by `_target_` have the types of what they name: bae.commands.validate checks these.
+"""
 
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -6,10 +9,12 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
+from bae.training.options import UpdateOptions
+
 
 @dataclass
 class TrainSchema:
-    """What each key means is said in conf/train.yaml."""
+    """Give the keys of conf/train.yaml their types. That file says what each key means."""
 
     steps: int = MISSING
     seed: int = MISSING
@@ -18,7 +23,7 @@ class TrainSchema:
     prompts_per_step: int = MISSING
     max_new_tokens: int = MISSING
     temperature: float = MISSING
-    training: dict[str, Any] = field(default_factory=dict)
+    training: UpdateOptions = MISSING
     optimizer: dict[str, Any] = field(default_factory=dict)
     first_block_baseline: dict[str, Any] = field(default_factory=dict)
     fallback_baseline: dict[str, Any] = field(default_factory=dict)
@@ -42,7 +47,7 @@ class TrainSchema:
 
 @dataclass
 class EvaluateSchema:
-    """What each key means is said in conf/evaluate.yaml."""
+    """Give the keys of conf/evaluate.yaml their types. That file says what each key means."""
 
     run: str | None = None
     completions: str | None = None
@@ -65,7 +70,7 @@ class EvaluateSchema:
 
 @dataclass
 class FidelitySchema:
-    """What each key means is said in conf/fidelity.yaml."""
+    """Give the keys of conf/fidelity.yaml their types. That file says what each key means."""
 
     run: str | None = None
     split: str = MISSING
@@ -92,7 +97,7 @@ class FidelitySchema:
 
 @dataclass
 class ReportSchema:
-    """What each key means is said in conf/report.yaml."""
+    """Give the keys of conf/report.yaml their types. That file says what each key means."""
 
     experiments: list[str] | None = None
     runs: list[str] | None = None
@@ -106,14 +111,38 @@ class ReportSchema:
     folder: str = MISSING
 
 
+@dataclass
+class WarmstartSchema:
+    """Give the keys of conf/warmstart.yaml their types. That file says what each key means."""
+
+    steps: int = MISSING
+    batch_size: int = MISSING
+    micro_batch_size: int = MISSING
+    lr: float = MISSING
+    seed: int = MISSING
+    output: str = MISSING
+    task: dict[str, Any] = field(default_factory=dict)
+    demonstrations: dict[str, Any] = field(default_factory=dict)
+
+
+SCHEMAS = {
+    "train": TrainSchema,
+    "evaluate": EvaluateSchema,
+    "fidelity": FidelitySchema,
+    "report": ReportSchema,
+    "warmstart": WarmstartSchema,
+}
 TOP_LEVEL = frozenset(f.name for f in fields(TrainSchema))
 OBJECTIVES = frozenset(("system_prompt", "examples", "malformed", "blocks", "rewards"))
 
 
+def _share(total: Any, parts: Any) -> int:
+    """Divide, for sweeps at a fixed number of completions: `prompts_per_step: ${share:512,${group_size}}`."""
+    return int(total) // int(parts)
+
+
 def register() -> None:
-    """Make the schemas known to Hydra, as `train_schema` and so on."""
-    schemas = {"train": TrainSchema, "evaluate": EvaluateSchema, "fidelity": FidelitySchema, "report": ReportSchema}
-    for name, schema in schemas.items():
+    """Make the schemas known to Hydra, as `train_schema` and so on, and the resolver `share`."""
+    for name, schema in SCHEMAS.items():
         ConfigStore.instance().store(name=f"{name}_schema", node=schema)
-    # For sweeps at a fixed number of completions: prompts_per_step: ${share:512,${group_size}}
-    OmegaConf.register_new_resolver("share", lambda total, parts: int(total) // int(parts), replace=True)
+    OmegaConf.register_new_resolver("share", _share, replace=True)

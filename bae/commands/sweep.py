@@ -1,4 +1,4 @@
-"""A multirun is one parent run in MLflow, with its jobs as children."""
+"""Make a multirun one parent run in MLflow, with its jobs as children."""
 
 import os
 from typing import Any
@@ -10,26 +10,28 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 SWEPT = "BAE_SWEPT"
-"""Environment variable by which a sweep tells its jobs which keys it sweeps."""
+"""The environment variable by which a sweep tells its jobs which keys it sweeps."""
 
 
 def swept_keys(hydra: DictConfig) -> list[str]:
-    """The keys of a multirun that have several values, on the command line or in the sweeper's `params`."""
+    """Return the keys of a multirun that have several values, on the command line or in the sweeper's `params`."""
     given = OverridesParser.create().parse_overrides(list(hydra.overrides.task))
     keys = [override.key_or_group for override in given if override.is_sweep_override()]
     return list(dict.fromkeys([*(hydra.sweeper.get("params") or {}), *keys]))
 
 
 def job_name(name: str) -> str:
-    """The name of a run; that of a job of a sweep says what sets it apart from the others."""
+    """Return the name of a run. In a sweep it says what sets the job apart from the others."""
     swept = os.environ.get(SWEPT, "").split()
     own = [o for o in HydraConfig.get().overrides.task if o.partition("=")[0] in swept]
     return " ".join([name, *own])
 
 
 class SweepParent(Callback):
-    """Makes the store and the parent before any job starts; jobs learn of the parent by the environment, which
-    launchers hand on to their processes."""
+    """Make the store and the parent run before any job starts.
+
+    Jobs learn of the parent by the environment, which launchers hand on to their processes.
+    """
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         from bae.report import tracking
@@ -42,7 +44,7 @@ class SweepParent(Callback):
         )
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        """A job that failed fails the sweep, which may end there and then."""
+        """Mark the parent as failed if a job failed. The sweep may end at once."""
         from mlflow import MlflowClient
 
         from bae.report import tracking

@@ -1,7 +1,7 @@
-"""`bae-train`: compose a configuration, build its parts, fit, say what came of it.
+"""`bae-train`: compose a configuration, build its parts, fit, and say what came of it.
 
-Heavy imports wait inside the functions: --help and a mistyped key answer at once, and the verifier's spawned
-workers, which import the main module again, start light.
+Heavy imports wait inside the functions. So --help and a mistyped key answer at once, and the spawned workers of the
+verifier, which import the main module again, start light.
 """
 
 import hashlib
@@ -11,7 +11,6 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,26 +19,22 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from bae.commands import cli, schema
-from bae.commands.build import CONFIG_FILE, RUN_FILE, make, make_pipeline, plain, quieten, run_folder, saved_config
+from bae.commands.build import CONFIG_FILE, RUN_FILE, make_run, plain, run_folder, saved_config
 from bae.commands.sweep import job_name
 
 if TYPE_CHECKING:
     import lightning as L
 
-    from bae.tasks.loader import PromptDataModule
-    from bae.training.module import PolicyModule
-
 PLACES = ("outputs", "output_folder", "logger", "name", "resume", "skip_finished")  # keys that change no result
 
 
 def main() -> None:
-    """Entry point of `bae-train`."""
-    schema.register()
+    """Run `bae-train`."""
     cli.run(train, "train")
 
 
 def train(cfg: DictConfig) -> None:
-    """One run, from its start or from its newest checkpoint, and the table of what it changed."""
+    """Train one run, from its start or from its newest checkpoint, and print the table of what it changed."""
     run_id, checkpoint = None, None
     with cli.user_errors():
         if cfg.resume:
@@ -50,7 +45,9 @@ def train(cfg: DictConfig) -> None:
         if cfg.skip_finished and not cfg.resume and (finished := find_finished(cfg)):
             print(f"done before: run {finished} in {cfg.logger.tracking_uri}; skip_finished=false does it again")
             return
-        trainer, module, data = build(cfg, run_id)
+        trainer, module, data = make_run(cfg, run_id, job_name(cfg.logger.run_name))
+    if trainer.is_global_zero:
+        record(cfg, trainer.logger, module.model, is_new=run_id is None)
     with ranks_of_one_job(cfg):
         trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
     if trainer.is_global_zero:
@@ -58,106 +55,53 @@ def train(cfg: DictConfig) -> None:
 
 
 def check(cfg: DictConfig) -> None:
-    """Refuse values that cannot work, before anything is built. Raises UserError."""
+    """Refuse sizes that cannot work, before anything is built. Raises UserError.
+
+    What a part needs of its own options, and of other parts, it checks itself when it is built.
+    """
     unread = sorted({str(key) for key in cfg} - schema.TOP_LEVEL)
     unread += sorted(f"objectives.{key}" for key in cfg.objectives if key not in schema.OBJECTIVES)
     if unread:
         raise cli.UserError(f"{unread[0]}: nothing reads this key; remove it")
+    for key in ("lr", "temperature"):
+        if not math.isfinite(cfg[key]):
+            raise cli.UserError(f"{key}={cfg[key]}: must be finite")
     for key in ("steps", "group_size", "prompts_per_step", "max_new_tokens", "temperature"):
         if cfg[key] <= 0:
             raise cli.UserError(f"{key}={cfg[key]}: must be above 0")
-    if cfg.lr < 0:
-        raise cli.UserError(f"lr={cfg.lr}: must not be negative")
+    for key in ("lr", "seed"):
+        if cfg[key] < 0:
+            raise cli.UserError(f"{key}={cfg[key]}: must not be negative")
     completions = cfg.prompts_per_step * cfg.group_size
-    if cfg.group_size == 1:
-        for key in ("first_block_baseline", "baseline"):
-            if cfg[key]._target_ in ("bae.method.baselines.group_mean", "bae.method.baselines.outcome_conditioned"):
-                raise cli.UserError(
-                    f"group_size=1: {key} compares a completion with its group, so every advantage would be 0; "
-                    "use group_size=2 or more"
-                )
-    if cfg.baseline.get("rollouts", 1) < 1:
-        raise cli.UserError(f"baseline.rollouts={cfg.baseline.rollouts}: must be 1 or more")
-    if cfg.baseline.get("all_action") and cfg.training.optimizer_steps > 1:
-        raise cli.UserError(
-            "baseline.all_action=true is for one optimiser step a batch: nothing clips it in later ones; set "
-            "training.optimizer_steps=1 or baseline.all_action=false"
-        )
-    if cfg.baseline._target_ == "bae.method.baselines.RaoBlackwell":
-        for part, function in cfg.normalisation.items():
-            if function._target_ != "bae.method.normalisation.none":
-                raise cli.UserError(
-                    f"normalisation.{part}: with rao_blackwell or all_action, numbers get their advantages in the "
-                    "training pass, which divides none; choose normalisation=none"
-                )
-    if completions % cfg.training.optimizer_steps:
+    if cfg.training.optimizer_steps > 0 and completions % cfg.training.optimizer_steps:
         raise cli.UserError(
             f"training.optimizer_steps={cfg.training.optimizer_steps} does not divide the {completions} completions "
             "of a step (prompts_per_step * group_size); choose a divisor"
         )
-    if not 0 < cfg.training.clip < 1:
-        raise cli.UserError(f"training.clip={cfg.training.clip}: must lie between 0 and 1")
-    if cfg.training.clip_high is not None and cfg.training.clip_high <= 0:
-        raise cli.UserError(f"training.clip_high={cfg.training.clip_high}: must be above 0, or null")
-    if cfg.training.importance_cap is not None and cfg.training.importance_cap <= 0:
-        raise cli.UserError(f"training.importance_cap={cfg.training.importance_cap}: must be above 0, or null")
-    if not 0 <= cfg.training.final_lr <= 1:
-        raise cli.UserError(f"training.final_lr={cfg.training.final_lr}: a share of lr, from 0 to 1")
-    if cfg.training.micro_batch_tokens < 1:
-        raise cli.UserError(f"training.micro_batch_tokens={cfg.training.micro_batch_tokens}: must be 1 or more")
 
 
-def build(cfg: DictConfig, run_id: str | None) -> "tuple[L.Trainer, PolicyModule, PromptDataModule]":
-    """The parts of a run; each is named by `_target_` in conf/. run_id: the run to go on with, None for a new one."""
-    import lightning as L
-
-    from bae.tasks.loader import PromptDataModule
-    from bae.training.module import PolicyModule
-
-    quieten()
-    L.seed_everything(cfg.seed, verbose=False)
-    task, policy = make(cfg.task), make(cfg.model)
-    pipeline = make_pipeline(cfg, policy, task)
-    module = PolicyModule(
-        policy,
-        pipeline.scorer.blocks,
-        make(cfg.optimizer),
-        steps=cfg.steps,
-        temperature=cfg.temperature,
-        aggregation=make(cfg.aggregation),
-        **plain(cfg.training),
+def record(cfg: DictConfig, logger: Any, model: Any, is_new: bool) -> None:
+    """Write down what is run: in the output folder and in MLflow."""
+    folder = Path(cfg.output_folder)
+    if is_new:
+        folder.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(cfg, folder / CONFIG_FILE)
+        (folder / RUN_FILE).write_text(logger.run_id)
+        choices = HydraConfig.get().runtime.choices.items()
+        logger.log_config(plain(cfg), {group: option for group, option in choices if not {"/", "@"} & set(group)})
+    logger.set_tags(
+        {
+            "output_folder": str(folder.absolute()),
+            "settings": settings(cfg),
+            "parameters": str(sum(p.numel() for p in model.parameters())),
+            "dtype": str(model.dtype).removeprefix("torch."),
+        }
     )
-    data = PromptDataModule(task, cfg.steps, cfg.prompts_per_step, cfg.group_size, cfg.seed)
-    callbacks = [make(part) for part in cfg.callbacks.values() if part]
-    callbacks = [part(pipeline) if isinstance(part, partial) else part for part in callbacks]
-    logger = make(cfg.logger, run_id=run_id, run_name=job_name(cfg.logger.run_name))
-    trainer = L.Trainer(
-        **make(cfg.strategy),
-        max_epochs=1,  # an epoch is the whole run; its batches are the steps
-        callbacks=callbacks,
-        logger=logger,
-        enable_model_summary=False,
-        log_every_n_steps=1,
-        use_distributed_sampler=False,  # PromptLoader gives each rank its share
-    )
-    if trainer.is_global_zero:
-        folder = Path(cfg.output_folder)
-        if run_id is None:
-            folder.mkdir(parents=True, exist_ok=True)
-            OmegaConf.save(cfg, folder / CONFIG_FILE)
-            (folder / RUN_FILE).write_text(logger.run_id)
-            logger.log_config(
-                plain(cfg), {k: v for k, v in HydraConfig.get().runtime.choices.items() if not {"/", "@"} & set(k)}
-            )
-        size = str(sum(p.numel() for p in policy.model.parameters()))
-        logger.set_tags({"output_folder": str(folder.absolute()), "settings": settings(cfg), "parameters": size,
-                         "dtype": str(policy.model.dtype).removeprefix("torch.")})  # fmt: skip
-    return trainer, module, data
 
 
 @contextmanager
 def ranks_of_one_job(cfg: DictConfig) -> Iterator[None]:
-    """Further ranks train this job, and are gone after it.
+    """Let further ranks train this job, and be gone after it.
 
     Lightning starts them with the command line of this process: in a sweep, each would start the whole sweep. And it
     leaves the process group and its environment behind, in which the next job would wait for ranks that have ended.
@@ -180,7 +124,7 @@ def ranks_of_one_job(cfg: DictConfig) -> Iterator[None]:
 
 
 def settings(cfg: DictConfig) -> str:
-    """A digest of all that decides what a run computes; where it writes is left out."""
+    """Return a digest of all that decides what a run computes; where it writes is left out."""
     placeless = cfg.copy()
     placeless.outputs = placeless.output_folder = ""  # callbacks refer to them
     decisive = {key: value for key, value in plain(placeless).items() if key not in PLACES}
@@ -188,7 +132,7 @@ def settings(cfg: DictConfig) -> str:
 
 
 def find_finished(cfg: DictConfig) -> str | None:
-    """The id of a finished run in MLflow with these settings."""
+    """Return the id of a finished run in MLflow with these settings, or None."""
     from bae.report.tracking import search
 
     found = search(
@@ -200,7 +144,7 @@ def find_finished(cfg: DictConfig) -> str | None:
 
 
 def find_checkpoint(cfg: DictConfig) -> tuple[Path, Path]:
-    """The output folder that `resume` means and its newest checkpoint. Raises UserError if there is none."""
+    """Return the output folder that `resume` means and its newest checkpoint. Raises UserError if there is none."""
     from bae.callbacks.checkpoints import saved_checkpoints
 
     folder = run_folder("resume", cfg.resume, cfg.logger.tracking_uri)

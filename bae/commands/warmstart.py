@@ -1,7 +1,8 @@
 """`bae-warmstart`: make the tiny policies that ship in the package, from nothing.
 
-Supervised fine-tuning on the arithmetic task teaches a policy a format and some arithmetic, but not what the format is
-there for: to know how sure it is, or to mend its first attempt. bae/commands/demonstrations.py writes what it is shown.
+Supervised fine-tuning on the arithmetic task teaches a policy a format and some arithmetic. It does not teach what the
+format is there for: to know how sure it is, or to mend its first attempt. bae/commands/demonstrations.py writes what
+the policy is shown.
 """
 
 import random
@@ -22,7 +23,7 @@ TAGS = ("reasoning", "answer", "analysis", "confidence")
 
 
 def make_tokenizer() -> Any:
-    """A fast tokenizer of one token for each digit, sign, analysis word and tag of the format."""
+    """Make a fast tokenizer with one token for each digit, sign, analysis word and tag of the format."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -39,8 +40,10 @@ def make_tokenizer() -> Any:
 
 
 def make_model(tokenizer: Any, hidden: int = 96, layers: int = 4, heads: int = 4) -> Any:
-    """A Llama of about 0.45 M parameters, randomly initialised; for a Qwen2, transformers 5 would load no tokenizer
-    but Qwen2's."""
+    """Make a Llama of about 0.45 M parameters, randomly initialised.
+
+    For a Qwen2, transformers 5 would load no tokenizer but Qwen2's.
+    """
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -62,7 +65,12 @@ def make_model(tokenizer: Any, hidden: int = 96, layers: int = 4, heads: int = 4
 def make_batch(
     tokenizer: Any, task: Any, demonstrate: Demonstrate, start: int, rows: int, rng: random.Random
 ) -> tuple[Tensor, Tensor]:
-    """(B, S) ids padded on the right, and the ids to predict, -100 on prompt, padding and what is not to be learnt."""
+    """Make a batch of demonstrations.
+
+    Returns:
+        ids: (B, S), padded on the right.
+        labels: (B, S), the ids to predict; -100 on the prompt, on padding and on what is not to be learnt.
+    """
     ids, labels = [], []
     for index in range(start, start + rows):
         problem = task.problem("train", index % task.size("train"))
@@ -72,8 +80,12 @@ def make_batch(
         pairs = zip(pieces, parts, strict=True)
         labels.append([token if piece.learn else -100 for piece, part in pairs for token in part])
     width = max(map(len, ids))
-    pad = lambda rows, fill: torch.tensor([row + [fill] * (width - len(row)) for row in rows])  # noqa: E731
-    return pad(ids, tokenizer.pad_token_id), pad(labels, -100)
+    return _padded(ids, width, tokenizer.pad_token_id), _padded(labels, width, -100)
+
+
+def _padded(rows: list[list[int]], width: int, fill: int) -> Tensor:
+    """Return (B, width): the rows, filled up on the right."""
+    return torch.tensor([row + [fill] * (width - len(row)) for row in rows])
 
 
 def warm_start(
@@ -85,8 +97,10 @@ def warm_start(
     lr: float,
     seed: int,
 ) -> Policy:
-    """Train model and tokenizer from nothing, on problems of the training split alone; what the options mean is said
-    in conf/warmstart.yaml."""
+    """Train model and tokenizer from nothing, on problems of the training split only.
+
+    conf/warmstart.yaml says what the options mean.
+    """
     torch.manual_seed(seed)
     rng = random.Random(seed)
     tokenizer = make_tokenizer()
@@ -113,7 +127,7 @@ def warm_start(
 
 
 def main() -> None:
-    """Entry point of `bae-warmstart`."""
+    """Run `bae-warmstart`."""
     cli.run(run, "warmstart")
 
 

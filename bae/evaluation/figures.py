@@ -1,7 +1,8 @@
-"""Figures, sized for one column of a paper (3.3 inches). Each function returns a Figure; `save` writes it."""
+"""Draw figures, sized for one column of a paper (3.3 inches). Each function returns a Figure; `save` writes it."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -9,14 +10,23 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 WIDTH = 3.3  # inches
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # Okabe and Ito: told apart
+COLOURS = (
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#cc79a7",
+    "#e69f00",
+    "#56b4e9",
+    "#000000",
+)  # Okabe and Ito, colour-blind safe
 MARKERS = "osD^vPX"
-STYLE = {"fontsize": 7}
+STYLE: dict[str, Any] = {"fontsize": 7}
+ABOVE: dict[str, Any] = {"fontsize": 6, "textcoords": "offset points"}  # texts above a panel, offset in points
 STRATEGIES = {"pass@1": "Pass@1", "pass@k": "Pass@k", "maj": "Maj", "maxconf": "MaxConf", "weighted_maj": "WeightedMaj"}
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:
-    """Write `<stem>.png` and `<stem>.svg`; the two paths."""
+    """Write `<stem>.png` and `<stem>.svg`, and return the two paths."""
     paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "svg")]
     for path in paths:
         figure.savefig(path, dpi=200, metadata={"Date": None} if path.suffix == ".svg" else None)
@@ -24,9 +34,10 @@ def save(figure: Figure, stem: Path) -> list[Path]:
 
 
 def reliability(tables: Mapping[str, Mapping[str, Tensor]]) -> Figure:
-    """Reliability diagrams (paper, Fig. 4): accuracy against stated confidence by bin, over the counts of the bins.
+    """Draw reliability diagrams (paper, Fig. 4): accuracy against stated confidence by bin, above the counts by bin.
 
-    tables: {title: bae.evaluation.metrics.reliability_table}; one panel for each.
+    Args:
+        tables: {title: bae.evaluation.metrics.reliability_table}, one panel for each.
     """
     figure, panels = _panels(len(tables), rows=2, height=2.6, ratios=[3, 1])
     for (title, table), top, bottom in zip(tables.items(), panels[0], panels[1], strict=True):
@@ -36,8 +47,7 @@ def reliability(tables: Mapping[str, Mapping[str, Tensor]]) -> Figure:
         top.scatter(stated, accuracy, s=3 + 60 * count / count.sum(), color=COLOURS[0], zorder=3)  # area: share
         top.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="auto")
         top.set_title(title, **STYLE)
-        bottom.bar(np.arange(11) / 10 + np.where(np.arange(11) < 10, 0.05, 0.01), count, width=_bar_widths(),
-                   color=COLOURS[0])  # fmt: skip
+        bottom.bar(_bar_centres(), count, width=_bar_widths(), color=COLOURS[0])
         bottom.set(xlim=(-0.03, 1.03), yscale="symlog", ylim=(0, None))
         bottom.set_xlabel("stated confidence", **STYLE)
     panels[0][0].set_ylabel("accuracy", **STYLE)
@@ -46,20 +56,22 @@ def reliability(tables: Mapping[str, Mapping[str, Tensor]]) -> Figure:
 
 
 def scaling(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
-    """Test-time scaling (paper, Fig. 2): accuracy of each way to choose among n samples.
+    """Draw test-time scaling (paper, Fig. 2): the accuracy of each way to choose among n samples.
 
-    curves: {title: {strategy of bae.evaluation.voting.scaling: accuracy with n = 1, 2, … samples}}; one panel for each.
+    Args:
+        curves: {title: {strategy of bae.evaluation.voting.scaling: accuracy with n = 1, 2, … samples}}, one panel for
+            each title.
     """
     figure, panels = _panels(len(curves), rows=1, height=2.2)
     for (title, strategies), panel in zip(curves.items(), panels[0], strict=True):
         for i, (name, label) in enumerate(STRATEGIES.items()):
-            if name not in strategies:  # those of confidences, where there are none
+            if name not in strategies:  # without confidences there are no strategies that need them
                 continue
             accuracy = strategies[name]
             n = np.arange(1, len(accuracy) + 1)
             every = [j for j in range(len(n)) if (n[j] & (n[j] - 1)) == 0 or n[j] == len(n)]
-            panel.plot(n, accuracy, color=COLOURS[i], marker=MARKERS[i], markevery=every, markersize=3, linewidth=1,
-                       label=label)  # fmt: skip
+            style = {"color": COLOURS[i], "marker": MARKERS[i], "markersize": 3, "linewidth": 1}
+            panel.plot(n, accuracy, markevery=every, label=label, **style)
         panel.set_xscale("log", base=2)
         panel.set_xticks([2**j for j in range(int(np.log2(len(n))) + 1)])
         panel.xaxis.set_major_formatter("{x:.0f}")
@@ -73,18 +85,20 @@ def scaling(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
 def training_curves(
     histories: Mapping[str, Mapping[str, Sequence[Mapping[int, float]]]], label: str, share_y: bool = False
 ) -> Figure:
-    """Metrics over training: the mean over seeds, and a band from the lowest to the highest.
+    """Draw metrics over training: the mean over seeds, and a band from the lowest seed to the highest.
 
-    histories: {title: {name: [{step: value}, one for each seed]}}; one panel for each title. label: of the vertical
-    axis. share_y: whether panels have one scale.
+    Args:
+        histories: {title: {name: [{step: value}, one for each seed]}}, one panel for each title.
+        label: of the vertical axis.
+        share_y: whether all panels have the same vertical scale.
     """
     figure, panels = _panels(len(histories), rows=1, height=2.2, share_y=share_y)
     for (title, curves), panel in zip(histories.items(), panels[0], strict=True):
         for i, (name, seeds) in enumerate(curves.items()):
             steps = sorted(set.intersection(*(set(seed) for seed in seeds)))
             values = np.array([[seed[step] for step in steps] for seed in seeds])
-            panel.plot(steps, values.mean(0), color=COLOURS[i], marker=MARKERS[i], markersize=2.5, linewidth=1,
-                       label=name)  # fmt: skip
+            style = {"color": COLOURS[i], "marker": MARKERS[i], "markersize": 2.5, "linewidth": 1}
+            panel.plot(steps, values.mean(0), label=name, **style)
             panel.fill_between(steps, values.min(0), values.max(0), color=COLOURS[i], alpha=0.2, linewidth=0)
         panel.set_xlabel("step", **STYLE)
         panel.set_title(title, **STYLE)
@@ -96,11 +110,14 @@ def training_curves(
 def error_distributions(
     errors: Mapping[str, Mapping[str, Sequence[float]]], rmse: Mapping[str, Mapping[str, float]] | None = None
 ) -> Figure:
-    """Errors of proxy advantages against Monte Carlo (paper, Fig. 1): a violin for each baseline, its RMSE above it.
+    """Draw the errors of advantages against Monte Carlo (paper, Fig. 1): a violin for each baseline, its RMSE above it.
 
-    errors: {stratum: {baseline: errors}}; one panel for each stratum, one below the other. The axis ends where one
-    error in 200 is larger. rmse: {stratum: {baseline: RMSE to print}}, such as that without the noise of Monte Carlo
-    (bae.fidelity.compare_to_monte_carlo), which the errors themselves have; None: theirs.
+    One error in 200 lies beyond the vertical axis.
+
+    Args:
+        errors: {stratum: {baseline: errors}}, one panel for each stratum, one below the other.
+        rmse: {stratum: {baseline: RMSE to print}}. The errors contain the noise of Monte Carlo;
+            bae.fidelity.compare_to_monte_carlo gives an RMSE without it. None prints the RMSE of the errors.
     """
     names = list(dict.fromkeys(name for baselines in errors.values() for name in baselines))
     samples = {
@@ -112,18 +129,13 @@ def error_distributions(
     for stratum, panel in zip(errors, panels[:, 0], strict=True):
         panel.axhline(0, color="0.6", linewidth=0.8, linestyle="--")
         for x, name in enumerate(names):
-            sample, colour = samples.get((stratum, name), np.zeros(0)), COLOURS[x % len(COLOURS)]
-            if len(sample) and np.ptp(sample) > 1e-9 * limit:
-                (body,) = panel.violinplot(sample, [x], showextrema=False, widths=0.85, points=200)["bodies"]
-                body.set(facecolor=colour, edgecolor=colour, linewidth=0.6, alpha=0.6)
-            elif len(sample):  # a density of one value has no width
-                panel.hlines(sample[0], x - 0.4, x + 0.4, color=colour, linewidth=1.5)
+            sample = samples.get((stratum, name), np.zeros(0))
+            _draw_violin(panel, x, sample, limit)
             own = np.sqrt((sample**2).mean()) if len(sample) else np.nan
             shown = own if rmse is None else rmse.get(stratum, {}).get(name, np.nan)
-            panel.annotate("n/a" if np.isnan(shown) else f"{shown:.3f}", (x, 1), (0, 4), fontsize=6, ha="center",
-                           xycoords=panel.get_xaxis_transform(), textcoords="offset points")  # fmt: skip
-        panel.annotate("RMSE", (0, 1), (-3, 4), fontsize=6, ha="right", xycoords="axes fraction",
-                       textcoords="offset points")  # fmt: skip
+            text = "n/a" if np.isnan(shown) else f"{shown:.3f}"
+            panel.annotate(text, (x, 1), (0, 4), ha="center", xycoords=panel.get_xaxis_transform(), **ABOVE)
+        panel.annotate("RMSE", (0, 1), (-3, 4), ha="right", xycoords="axes fraction", **ABOVE)
         panel.set(ylim=(-limit, limit), xlim=(-0.6, len(names) - 0.4))
         panel.set_title(stratum, **STYLE, pad=13)
         panel.grid(visible=False, axis="x")
@@ -132,13 +144,31 @@ def error_distributions(
     return figure
 
 
+def _draw_violin(panel: Axes, x: int, sample: np.ndarray, limit: float) -> None:
+    """Draw the density of a sample at x. `limit` is the end of the vertical axis."""
+    colour = COLOURS[x % len(COLOURS)]
+    if len(sample) and np.ptp(sample) > 1e-9 * limit:
+        violin: dict[str, Any] = panel.violinplot(sample, [x], showextrema=False, widths=0.85, points=200)
+        (body,) = violin["bodies"]
+        body.set(facecolor=colour, edgecolor=colour, linewidth=0.6, alpha=0.6)
+    elif len(sample):  # the density of a single value has no width
+        panel.hlines(sample[0], x - 0.4, x + 0.4, color=colour, linewidth=1.5)
+
+
+def _bar_centres() -> np.ndarray:
+    """Return the centre of the bar of each of the 11 bins."""
+    return np.arange(11) / 10 + np.where(np.arange(11) < 10, 0.05, 0.01)
+
+
 def _bar_widths() -> np.ndarray:
-    return np.where(np.arange(11) < 10, 0.09, 0.02)  # the last bin holds 1.0 alone
+    """Return the width of the bar of each of the 11 bins; the last bin holds 1.0 alone."""
+    return np.where(np.arange(11) < 10, 0.09, 0.02)
 
 
 def _panels(
     columns: int, rows: int, height: float, ratios: Sequence[float] | None = None, share_y: bool = False
 ) -> tuple[Figure, np.ndarray]:
+    """Make a figure with (rows, columns) panels; height in inches, ratios of the heights of the rows."""
     figure = Figure(figsize=(max(WIDTH, 2.1 * columns), height), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False, height_ratios=ratios, sharex="col", sharey=share_y)
     for panel in panels.flat:
@@ -149,4 +179,5 @@ def _panels(
 
 
 def _legend(figure: Figure, panel: Axes) -> None:
+    """Put the legend of a panel below the figure."""
     figure.legend(*panel.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=6, frameon=False)

@@ -1,7 +1,7 @@
-"""From a policy to a table of samples, and from the table to metrics, curves and figures."""
+"""Sample a completion table from a policy, and compute metrics, curves and figures from the table."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -9,28 +9,27 @@ import pandas
 import torch
 from tqdm import tqdm
 
+from bae import seeds
 from bae.evaluation import figures
-from bae.evaluation.bootstrap import clustered_bootstrap, iid_bootstrap
+from bae.evaluation.bootstrap import RESAMPLES, clustered_bootstrap, iid_bootstrap
 from bae.evaluation.completion_table import NO_ANSWER, by_attempt, by_prompt, columns, frame, pairs
 from bae.evaluation.metrics import reliability_table
-from bae.evaluation.voting import CONFIDENT, answer_classes_of_prompts, scaling
+from bae.evaluation.voting import CONFIDENT, answer_classes, scaling
 from bae.rollout.pipeline import Pipeline
 from bae.text.verdict import Verdict
 from bae.text.verifier import Verifier
 
-DRAWS = 2**32 - 2
-"""In the place of a step in the seeds of evaluation: no training step has this number."""
-
 
 @dataclass(frozen=True)
 class Summary:
-    """What a table of samples says.
+    """Hold the metrics and curves of a completion table.
 
-    metrics: by name, those of bae.evaluation.metrics and the share of each outcome of the verifier; `sem/<metric>` is
-    the paper's
-        standard error (pairs taken as independent), `sem_by_prompt/<metric>` that of a bootstrap of prompts.
-    scaling: test-time scaling, {strategy: accuracy with 1, 2, … samples}; empty if prompts have different numbers of
-        samples.
+    Args:
+        metrics: {name: value}. It has the metrics of bae.evaluation.metrics, their standard errors, the share of each
+            verdict as `outcome/<verdict>`, and the numbers of `prompts` and `samples`. `sem/<metric>` is the paper's
+            standard error, which takes pairs as independent; `sem_by_prompt/<metric>` is from a bootstrap of prompts.
+        scaling: test-time scaling, {strategy: accuracy with 1, 2, … samples}. It is empty if prompts have different
+            numbers of samples.
     """
 
     metrics: dict[str, float]
@@ -40,8 +39,19 @@ class Summary:
 def sample(
     pipeline: Pipeline, split: str, prompts: int | None, samples: int, seed: int, rank: int = 0, world: int = 1
 ) -> pandas.DataFrame:
-    """A table of `samples` completions of each of the first `prompts` problems of a split (None: all of them); of
-    those, every `world`-th from `rank` on. The draws depend on the seed and the problem's number alone."""
+    """Sample completions of the first problems of a split. The draws depend only on the seed and the problem's number.
+
+    Args:
+        pipeline: samples and scores.
+        split: of the pipeline's task.
+        prompts: how many problems of the split to take; None takes all.
+        samples: how many completions to sample for each problem.
+        seed: of the draws.
+        rank, world: take every `world`-th of these problems, from problem `rank` on.
+
+    Returns:
+        The completion table.
+    """
     size = pipeline.task.size(split)
     mine = range(rank, min(prompts or size, size), world)
     at_a_time = max(1, 512 // samples)
@@ -50,14 +60,20 @@ def sample(
         for start in range(0, len(mine), at_a_time):
             chosen = mine[start : start + at_a_time]
             problems = [pipeline.task.problem(split, i) for i in chosen]
-            _, scored, _ = pipeline(problems, [(seed, DRAWS, i) for i in chosen], samples)
+            _, scored, _ = pipeline(problems, [seeds.key(seed, seeds.Namespace.EVALUATION, i) for i in chosen], samples)
             parts.append(columns(scored.completions, pipeline.scorer.attempts))
             bar.update(len(scored.completions))
     return frame(parts)
 
 
-def summarise(table: pandas.DataFrame, verifier: Verifier, resamples: int = 1000, seed: int = 0) -> Summary:
-    """Metrics with both standard errors, outcomes, and test-time scaling by answers that the verifier finds equal."""
+def summarise(table: pandas.DataFrame, verifier: Verifier, resamples: int = RESAMPLES, seed: int = 0) -> Summary:
+    """Compute metrics with both standard errors, shares of verdicts, and test-time scaling.
+
+    Args:
+        table: a completion table.
+        verifier: tells which answers of a prompt are equal, for votes.
+        resamples, seed: of the bootstraps.
+    """
     every = pairs(table)
     by_pair = iid_bootstrap(every.confidence, every.correct, resamples, seed)
     by_cluster = clustered_bootstrap(every, resamples, seed)
@@ -71,11 +87,20 @@ def summarise(table: pandas.DataFrame, verifier: Verifier, resamples: int = 1000
 
 
 def test_time_scaling(table: pandas.DataFrame, verifier: Verifier) -> dict[str, list[float]]:
-    """`Summary.scaling`; without strategies that need confidences where there are none."""
+    """Compute the curves of test-time scaling.
+
+    Args:
+        table: a completion table.
+        verifier: tells which answers of a prompt are equal.
+
+    Returns:
+        {strategy: accuracy with 1, 2, … samples}. It is empty if prompts have different numbers of samples. If no
+        confidence can be read, the strategies that need one are left out.
+    """
     answers = [[a if isinstance(a, str) else None for a in samples] for samples in by_prompt(table, "answer")]
     if len({len(samples) for samples in answers}) != 1:
         return {}
-    classes = torch.tensor(answer_classes_of_prompts(answers, verifier.equivalent))
+    classes = torch.tensor(answer_classes(answers, verifier.equivalent))
     correct = torch.tensor(by_prompt(table, "correct"))
     confidence = torch.tensor(by_prompt(table, "confidence"), dtype=torch.double)
     curves = scaling(classes, correct, confidence)
@@ -85,30 +110,54 @@ def test_time_scaling(table: pandas.DataFrame, verifier: Verifier) -> dict[str, 
 
 
 def measure(
-    table: pandas.DataFrame, verifier: Verifier, folder: Path, name: str, resamples: int = 1000
+    table: pandas.DataFrame, verifier: Verifier, folder: Path, name: str, resamples: int = RESAMPLES
 ) -> tuple[dict[str, Summary], list[Path]]:
-    """Write `<name>.parquet` (the samples, before anything can go wrong with them), `<name>.json` (the summaries) and
-    the figures; the summaries, as `<name>` and, where there are further attempts, `<name>/attempt_2` and so on, and
-    what was written."""
+    """Measure a completion table, and write the table, the numbers and the figures.
+
+    Args:
+        table: a completion table.
+        verifier: tells which answers of a prompt are equal.
+        folder: is made if it is not there.
+        name: of the set of problems, such as a split.
+        resamples: of the bootstraps.
+
+    Returns:
+        The summaries and the paths of the files. The summaries are {`<name>`: summary}; if the format has further
+        answers, also `<name>/attempt_2` and so on. The files are `<name>.parquet` (the table, written first, so that
+        no later error loses it), `<name>.json` (the summaries) and the figures that have something to show.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     samples, numbers = folder / f"{name}.parquet", folder / f"{name}.json"
     table.to_parquet(samples, index=False)
     views = {f"{name}/{attempt}".rstrip("/"): view for attempt, view in by_attempt(table).items()}
     summaries = {title: summarise(view, verifier, resamples) for title, view in views.items()}
     numbers.write_text(json.dumps({title: asdict(summary) for title, summary in summaries.items()}, indent=1))
+    return summaries, [samples, numbers, *_draw(views, summaries, folder / name)]
+
+
+def _draw(views: Mapping[str, pandas.DataFrame], summaries: Mapping[str, Summary], stem: Path) -> list[Path]:
+    """Write the reliability diagrams and the scaling curves, where there are any, and return their paths."""
     stated = {title: pairs(view) for title, view in views.items() if view["confidence"].notna().any()}
     drawn = []
     if stated:
         bins = {title: reliability_table(q, c) for title, (q, c, _) in stated.items()}
-        drawn += figures.save(figures.reliability(bins), folder / f"{name}_reliability")
+        drawn += figures.save(figures.reliability(bins), stem.with_name(f"{stem.name}_reliability"))
     curves = {title: s.scaling for title, s in summaries.items() if len(next(iter(s.scaling.values()), [])) > 1}
     if curves:
-        drawn += figures.save(figures.scaling(curves), folder / f"{name}_scaling")
-    return summaries, [samples, numbers, *drawn]
+        drawn += figures.save(figures.scaling(curves), stem.with_name(f"{stem.name}_scaling"))
+    return drawn
 
 
-def lines(summaries: dict[str, Summary], shown: Sequence[str] = ("accuracy", "auroc", "ece", "brier")) -> list[str]:
-    """A table for the terminal: a row for each set, each value with its standard error by prompt."""
+def lines(summaries: Mapping[str, Summary], shown: Sequence[str] = ("accuracy", "auroc", "ece", "brier")) -> list[str]:
+    """Format summaries as a table for the terminal.
+
+    Args:
+        summaries: {name: summary}, one row each.
+        shown: the metrics to show, each with its standard error by prompt.
+
+    Returns:
+        The lines of the table, the heading first.
+    """
     width = max(map(len, summaries), default=0) + 2
     table = [" " * width + "".join(f"{name:>18}" for name in (*shown, "coverage", "samples"))]
     for name, summary in summaries.items():

@@ -1,14 +1,18 @@
-"""Test-time scaling (paper, Fig. 2): what is the accuracy when n samples of a prompt are made into one answer?
+"""Measure test-time scaling (paper, Fig. 2): the accuracy when one answer is made from n samples of a prompt.
 
-Dimensions: P prompts, N samples of each. answer: (P, N) long, equal labels for equal answers of a prompt, -1 for none
-(`answer_classes` makes them). correct: (P, N) bool. confidence: (P, N) float in [0, 1]; an unreadable one, NaN, is
-worth 0. Results are (P, N) float64: the expected score of each prompt with n = 1 … N samples, drawn from its N without
-replacement; their mean over prompts is the curve.
+Dimensions: P prompts, N samples of each. All functions take the same arguments:
 
-One rule for ties: a random sample among those that gave a tied answer is handed in. So a tie scores the share of
-correct ones among them, and correctness decides nothing. The winner of a vote is a class of answers, and what is
-handed in is a random member of it, which settles what a class scores whose members the verifier judges differently.
-No answer wins only where there is no other, and is wrong.
+    answer      (P, N) long: equal labels for equal answers of a prompt, -1 for no answer (`answer_classes`)
+    correct     (P, N) bool
+    confidence  (P, N) float in [0, 1]; one that cannot be read is NaN and counts as 0
+
+Results are (P, N) float64: the expected score of each prompt with n = 1 … N samples, drawn without replacement from
+its N samples. Their mean over prompts is the curve.
+
+There is one rule for ties: a random sample among those with a tied answer is handed in. So a tie scores the share of
+correct samples among them, and correctness never decides who wins. The winner of a vote is a class of answers, and a
+random member of it is handed in. This also defines the score of a class whose members get different verdicts. A sample
+without an answer wins only if no sample has one, and is then wrong.
 """
 
 import math
@@ -19,15 +23,25 @@ from torch import Tensor
 
 _CHUNK = 2**22  # numbers in one tensor of votes, 32 MiB
 
-
 CONFIDENT = ("maxconf", "weighted_maj")
 """The strategies that need confidences."""
 
+Equivalent = Callable[[Sequence[tuple[str, str]]], list[bool]]
+"""Tell for each pair of answers whether a verifier finds them equal. An answer may be any text of a policy."""
+
 
 def scaling(answer: Tensor, correct: Tensor, confidence: Tensor, orders: int = 32, seed: int = 0) -> dict[str, Tensor]:
-    """Each strategy by name: pass@1, pass@k, maj, maxconf, weighted_maj. `orders` and `seed`: see `votes`.
+    """Score every strategy.
 
-    Raises ValueError if shapes differ, or a sample without an answer is marked correct.
+    Args:
+        answer, correct, confidence: (P, N), see the module.
+        orders, seed: see `votes`.
+
+    Returns:
+        {strategy: (P, N)} for pass@1, pass@k, maj, maxconf and weighted_maj.
+
+    Raises:
+        ValueError: if shapes differ, or a sample without an answer is marked correct.
     """
     return {
         "pass@1": pass_at_k(correct)[:, :1].expand(correct.shape),
@@ -39,14 +53,15 @@ def scaling(answer: Tensor, correct: Tensor, confidence: Tensor, orders: int = 3
 
 
 def metric_name(strategy: str) -> str:
-    """What a strategy is called where metrics are logged: MLflow takes no @."""
+    """Return the name under which a strategy is logged. MLflow allows no @ in it."""
     return f"scaling/{strategy.replace('@', '_at_')}"
 
 
 def pass_at_k(correct: Tensor) -> Tensor:
-    """Chance that one or more of k samples is correct, for k = 1 … N: 1 − C(N − c, k) / C(N, k) (Chen et al., 2021).
+    """Return the chance that one or more of k samples is correct, for k = 1 … N. Exact.
 
-    As a product, 1 − Π_{i<k} (N − c − i) / (N − i), so that no binomial is ever formed. Exact.
+    With c correct samples it is 1 − C(N − c, k) / C(N, k) (Chen et al., 2021). It is computed as the product
+    1 − Π_{i<k} (N − c − i) / (N − i), so that no binomial coefficient is ever formed.
     """
     wrong = (~correct.bool()).sum(1, keepdim=True)
     i = torch.arange(correct.shape[1], device=correct.device)
@@ -54,13 +69,19 @@ def pass_at_k(correct: Tensor) -> Tensor:
 
 
 def max_confidence(answer: Tensor, correct: Tensor, confidence: Tensor) -> Tensor:
-    """The answer of the most confident sample. Exact.
+    """Score the answer of the most confident sample. Exact.
 
-    With samples ranked, r = 0 the most confident, the r-th is the best of n with probability C(N − 1 − r, n − 1) /
-    C(N, n); samples of equal confidence are in random order, so each scores their mean.
+    Let r be the rank of a sample, 0 for the most confident one. It is the best of n samples with probability
+    C(N − 1 − r, n − 1) / C(N, n). Samples of equal confidence are in random order, so each scores their mean.
+
+    Args:
+        answer, correct, confidence: (P, N), see the module.
+
+    Raises:
+        ValueError: as `scaling` does.
     """
     _check(answer, correct, confidence)
-    level = torch.where(answer >= 0, _units(confidence), -1)  # those without an answer are last
+    level = torch.where(answer >= 0, _units(confidence), -1)  # samples without an answer are last
     tied = (level[:, :, None] == level[:, None, :]).double()
     score = (tied @ correct.double()[:, :, None]).squeeze(2) / tied.sum(2)
     ranked = score.gather(1, level.argsort(dim=1, descending=True))
@@ -68,18 +89,27 @@ def max_confidence(answer: Tensor, correct: Tensor, confidence: Tensor) -> Tenso
 
 
 def votes(answer: Tensor, correct: Tensor, vote: Tensor, orders: int = 32, seed: int = 0) -> Tensor:
-    """The answer with the most votes; vote: (P, N) long, 0 or more. Ones: Maj; confidences in units: WeightedMaj.
+    """Score the answer with the most votes.
 
-    The subsets of n samples are the runs of n neighbours on a circle of the N samples: N runs on each of `orders`
-    random circles for each prompt. A run is a uniformly random subset, so the mean is unbiased; as each circle treats
-    all samples alike, it is exact for n = 1, N − 1 and N. Draws are functions of the seed and the prompt's place.
+    The N samples of a prompt are put on `orders` random circles. On each circle, the N runs of n neighbours are the
+    subsets of n samples. A run is a uniformly random subset, so the mean is unbiased. Each circle treats all samples
+    alike, so the mean is exact for n = 1, N − 1 and N. The draws depend on the seed and the position of the prompt.
+
+    Args:
+        answer, correct: (P, N), see the module.
+        vote: (P, N) long, 0 or more: ones for Maj, confidences in whole units for WeightedMaj.
+        orders: the number of circles for each prompt.
+        seed: of the circles.
+
+    Raises:
+        ValueError: as `scaling` does.
     """
     _check(answer, correct, vote)
     prompts, n = answer.shape
     if not prompts or not n:
         return torch.zeros(prompts, n, dtype=torch.double, device=answer.device)
     member = _members(answer)
-    per_sample = torch.stack([torch.ones_like(vote), correct.to(vote.dtype), vote], -1)  # what a class sums up
+    per_sample = torch.stack([torch.ones_like(vote), correct.to(vote.dtype), vote], -1)  # summed over each class
     generator = torch.Generator().manual_seed(seed)
     circles = torch.rand(prompts, orders, n, generator=generator).argsort(2).to(answer.device)
     rows = max(1, _CHUNK // (2 * member[0].numel()))
@@ -88,9 +118,12 @@ def votes(answer: Tensor, correct: Tensor, vote: Tensor, orders: int = 32, seed:
 
 
 def _members(answer: Tensor) -> Tensor:
-    """(P, N, K) bool: which class each sample is in, classes numbered by first appearance; none without an answer."""
+    """Tell which class each sample is in; (P, N, C) bool for C classes, numbered by first appearance.
+
+    A sample without an answer is in no class.
+    """
     place = torch.arange(answer.shape[1], device=answer.device)
-    first = (answer[:, :, None] == answer[:, None, :]).int().argmax(2)  # (P, N), where its class appears first
+    first = (answer[:, :, None] == answer[:, None, :]).int().argmax(2)  # (P, N), where the class appears first
     founds = (first == place) & (answer >= 0)
     label = (founds.cumsum(1) - 1).gather(1, first)
     classes = max(1, int(founds.sum(1).max()))
@@ -98,9 +131,12 @@ def _members(answer: Tensor) -> Tensor:
 
 
 def _runs(member: Tensor, per_sample: Tensor, circle: Tensor) -> Tensor:
-    """Mean score over the N runs of n neighbours on the circle, n = 1 … N.
+    """Return the mean score over the N runs of n neighbours on a circle, for n = 1 … N; (P, N).
 
-    member: (P, N, K), which class a sample is in. per_sample: (P, N, 3): 1, correct and vote. circle: (P, N) order.
+    Args:
+        member: (P, N, C) bool, which class a sample is in.
+        per_sample: (P, N, 3), 1, correct and vote of each sample.
+        circle: (P, N) long, the order of the samples on the circle.
     """
     n = circle.shape[1]
     by_class = member[:, :, :, None] * per_sample[:, :, None, :]
@@ -111,46 +147,51 @@ def _runs(member: Tensor, per_sample: Tensor, circle: Tensor) -> Tensor:
 
 
 def _winner(count: Tensor, hits: Tensor, vote: Tensor) -> Tensor:
-    """Share of correct samples among those of the classes with the most votes, 0 if there are none; over the last
-    dimension, K. A class without samples may tie at 0 votes, but adds nothing."""
+    """Return the share of correct samples in the classes with the most votes, 0 without samples; (…, C) -> (…).
+
+    A class without samples may tie at 0 votes, but adds nothing.
+    """
     wins = vote == vote.amax(-1, keepdim=True)
     return (hits * wins).sum(-1).double() / (count * wins).sum(-1).clamp(min=1)
 
 
 def _units(confidence: Tensor) -> Tensor:
-    """Confidences as whole numbers of the smallest decimal that their type keeps, 1e-15 for float64, so that equal
-    sums tie (0.1 + 0.2 with 0.3) in whatever order they are added."""
+    """Express confidences as whole numbers of the smallest decimal that their type keeps, 1e-15 for float64.
+
+    So equal sums tie (0.1 + 0.2 and 0.3), in whatever order they are added.
+    """
     return (confidence.double().nan_to_num() / torch.finfo(confidence.dtype).resolution).round().long()
 
 
 def _chance_of_being_best(n: int) -> Tensor:
-    """[r, k - 1]: chance that of k out of n ranked samples the one of rank r is the best; integers until the end."""
+    """Return (n, n): at [r, k - 1] the chance that rank r is the best of k out of n samples, from exact integers."""
     table = [[math.comb(n - 1 - r, k - 1) / math.comb(n, k) for k in range(1, n + 1)] for r in range(n)]
     return torch.tensor(table, dtype=torch.double).reshape(n, n)
 
 
 def _check(answer: Tensor, correct: Tensor, other: Tensor) -> None:
+    """Raise ValueError if shapes differ, or a sample without an answer is marked correct."""
     if answer.ndim != 2 or not answer.shape == correct.shape == other.shape:
-        raise ValueError(f"want three tensors of shape (P, N), got {answer.shape}, {correct.shape}, {other.shape}")
+        raise ValueError(f"expected three tensors of shape (P, N), got {answer.shape}, {correct.shape}, {other.shape}")
     if bool((correct.bool() & (answer < 0)).any()):
         raise ValueError("a sample is marked correct but has no answer (-1)")
 
 
-Equivalent = Callable[[Sequence[tuple[str, str]]], list[bool]]
-"""Whether the two answers of each pair are equal, by a verifier. Either may be any text that a policy writes."""
+def answer_classes(prompts: Sequence[Sequence[str | None]], equivalent: Equivalent) -> list[list[int]]:
+    """Sort the answers of each prompt into classes of equal answers.
 
+    In each round, the first text of each prompt without a class founds one. Every other text of the prompt without a
+    class is compared with it, all prompts in one call. So there are at most as many calls of `equivalent` as the
+    largest number of classes. Texts that differ only in white space around them are equal without a comparison. Where
+    equivalence is not transitive, a text joins the first founder that it equals.
 
-def answer_classes(answers: Sequence[str | None], equivalent: Equivalent) -> list[int]:
-    """The class of each of one prompt's answers, numbered as they appear; -1 for None and blank."""
-    return answer_classes_of_prompts([answers], equivalent)[0]
+    Args:
+        prompts: the answers of each prompt.
+        equivalent: tells which pairs of answers are equal.
 
-
-def answer_classes_of_prompts(prompts: Sequence[Sequence[str | None]], equivalent: Equivalent) -> list[list[int]]:
-    """`answer_classes` of many prompts, in at most as many calls of `equivalent` as the largest number of classes.
-
-    In each round, the first text of each prompt that has no class yet founds one, and every other text of the prompt
-    that has none is compared with it, all prompts in one call. Texts that are equal but for white space around them
-    are not compared. Where equivalence is not transitive, a text joins the first founder that it equals.
+    Returns:
+        For each prompt, the class of each answer. Classes are numbered in the order in which they appear; None and
+        blank answers have -1.
     """
     stripped = [[(answer or "").strip() for answer in answers] for answers in prompts]
     classes = [{"": -1} for _ in prompts]

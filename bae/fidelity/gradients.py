@@ -1,26 +1,26 @@
-"""The gradient that a baseline's advantages give, against the one that many fresh samples of the block give.
+"""Sketch the gradient that a baseline's advantages give, and the one that many fresh samples of the block give.
 
-A gradient of one block's objective is linear in its advantages, so the gradient of each completion's log-probability is
-kept once, sketched to a few numbers (bae.fidelity.compare_to_monte_carlo.count_sketch), and every baseline's gradient
-is a weighted sum.
+The gradient of one block's objective is linear in its advantages. So the gradient of each completion's log-probability
+is kept once, sketched to a few numbers (bae.training.sketch.count_sketch), and every baseline's gradient is a weighted
+sum of these. A refinement changes the advantages of single tokens by an affine function of the advantage. So a refining
+baseline needs two sketches of each completion: with advantage 0, and with advantage 1.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
 
-from bae.batch import SampledTokens
-from bae.fidelity.compare_to_monte_carlo import GradientAgreement, gradient_agreement
+from bae.batch import ForwardResult, Refinement, SampledTokens
 from bae.fidelity.continuations import Continuations
 from bae.method.baselines import mean_of_others
-from bae.method.stated_numbers import Decisions, all_action, candidate_log_probs, expected, token_advantages
 from bae.rollout.pipeline import Pipeline
 from bae.training.forward import completion_pass, flat_gradient
 from bae.training.packing import micro_batches
 from bae.training.sketch import count_sketch
 
-ALL_ACTION = "rao_blackwell, all actions"
+RefinementPair = tuple[Refinement | None, Refinement | None]
+"""What a refining baseline makes of advantages that are all 0, and all 1; None where it adds nothing."""
 
 
 def sketch_completions(
@@ -28,38 +28,44 @@ def sketch_completions(
     samples: SampledTokens,
     in_block: Tensor,
     rows: Tensor,
-    reward: Tensor,
-    decisions: Decisions | None,
+    refinements: Mapping[str, RefinementPair],
     size: int,
 ) -> dict[str, Tensor]:
-    """Gradients of each completion in `rows`, mean over the block's tokens, (R, size) each: `whole`, of its
-    log-probability; `text`, of that before the number; `sampled` and `every`, of the number with its own advantages,
-    from the token drawn and from all actions. Without decisions `text` is `whole`, and the last two are 0.
+    """Sketch the gradients of each completion in `rows`, mean over the block's tokens.
 
-    in_block: (N, T) bool. reward: (N,).
+    Args:
+        pipeline: its policy is differentiated.
+        samples: N completions.
+        in_block: (N, T) bool, the tokens of the block.
+        rows: (R,) long.
+        refinements: of each refining baseline, by name.
+        size: S, numbers of a sketch.
+
+    Returns:
+        (R, S) each: "whole", of the log-probability; "<name>/0" and "<name>/1", of what the loss of a refining baseline
+        raises if the advantage is 0, and 1.
     """
-    kept: dict[str, list[Tensor]] = {"whole": [], "text": [], "sampled": [], "every": []}
+    names = ["whole", *(f"{name}/{advantage}" for name in refinements for advantage in (0, 1))]
+    kept: dict[str, list[Tensor]] = {name: [] for name in names}
     for n in rows.unsqueeze(1):
-        seen = completion_pass(pipeline.policy.model, samples, n, pipeline.temperature)
-        log_p = seen.log_p
-        mask = in_block[n, : log_p.shape[1]].to(log_p.device)
-        whole = (log_p * mask).sum() / mask.sum()
-        parts = {"whole": whole, "text": whole}
-        if decisions is not None and (decisions.position[n] >= 0).any():
-            one = decisions.rows(n).to(log_p.device)
-            log_probs = candidate_log_probs(seen.logits_at(one.position), one.ids, pipeline.temperature)
-            values = expected(log_probs.detach(), one)
-            earned = reward[n].to(log_p.device)
-            # With b = V_1 the text has no advantage, so what is left is that of the number and of what follows it.
-            number = token_advantages(earned - values[:, 0], earned, values, one, mask)
-            text = mask * (torch.arange(mask.shape[1], device=mask.device) < one.position[:, :1])
-            at = torch.zeros_like(number).scatter_add(1, one.position.clamp(min=0), (one.position >= 0).to(number))
-            gain = (all_action(log_probs, one) * (one.position >= 0)).sum()
-            parts |= {"text": (log_p * text).sum() / mask.sum(), "sampled": (log_p * number).sum() / mask.sum(),
-                      "every": ((log_p * number * (at == 0)).sum() + gain) / mask.sum()}  # fmt: skip
-        for name, sketches in kept.items():
-            sketches.append(_sketch(pipeline, [parts[name]], size) if name in parts else torch.zeros(size))
+        forward = completion_pass(pipeline.policy.model, samples, n, pipeline.temperature)
+        mask = in_block[n, : forward.log_p.shape[1]].to(forward.log_p.device)
+        kept["whole"].append(_sketch(pipeline, [(forward.log_p * mask).sum() / mask.sum()], size))
+        for name, pair in refinements.items():
+            for advantage, refinement in enumerate(pair):
+                term = _refined(forward, n, mask / mask.sum(), advantage, refinement)
+                kept[f"{name}/{advantage}"].append(_sketch(pipeline, [term], size))
     return {name: torch.stack(sketches) if sketches else torch.zeros(0, size) for name, sketches in kept.items()}
+
+
+def _refined(
+    forward: ForwardResult, rows: Tensor, weights: Tensor, advantage: float, refinement: Refinement | None
+) -> Tensor:
+    """Return the scalar that the loss raises for the completions `rows`, all of the same advantage."""
+    if refinement is None:
+        return (weights * advantage * forward.log_p).sum()
+    change, gain = refinement.apply(forward, rows, weights)
+    return (weights * (advantage + change.detach()) * forward.log_p).sum() + gain
 
 
 def sketch_reference(
@@ -72,34 +78,51 @@ def sketch_reference(
     size: int,
     micro_batch_tokens: int,
 ) -> tuple[Tensor, Tensor]:
-    """(P, size) twice: the gradient of each group's prefixes in objective j, from each half of the fresh samples, every
-    one judged against the others of its prefix and half. group: (R,) long, below P. groups: P."""
-    rewards = again.rewards(j)
+    """Sketch the gradient of each group's prefixes in one objective, from each half of the fresh samples.
+
+    Every sample is judged against the others of its prefix and half.
+
+    Args:
+        pipeline: its policy is differentiated.
+        again: fresh samples of R prefixes.
+        block: the number of the block.
+        j: the number of the objective.
+        group: (R,) long, below P.
+        groups: P.
+        size: S, numbers of a sketch.
+        micro_batch_tokens: tokens of a forward pass.
+
+    Returns:
+        (P, S) twice: from the first half, and from the second.
+    """
     half = again.rollouts // 2
     in_block = (again.scored.block_of == block) & again.samples.completion_mask
     found = []
-    for columns in (slice(0, half), slice(half, 2 * half)):
-        mine = rewards[:, columns]
-        prefix = torch.arange(len(mine)).repeat_interleave(half)
-        flat = mine.flatten()
-        others = mean_of_others(flat.nan_to_num(), prefix, ~flat.isnan())
-        rows = torch.arange(len(mine)).unsqueeze(1) * again.rollouts + torch.arange(again.rollouts)[columns]
-        weight = (flat - others).nan_to_num() / half
+    for first in (0, half):
+        rows, weight = _judged(again, j, first, half)
         each = []
         for p in range(groups):
-            chosen = group[prefix] == p
-            terms = _weighted(
-                pipeline, again.samples, in_block, rows.flatten()[chosen], weight[chosen], micro_batch_tokens
-            )
+            chosen = group.repeat_interleave(half) == p
+            terms = _weighted(pipeline, again.samples, in_block, rows[chosen], weight[chosen], micro_batch_tokens)
             each.append(_sketch(pipeline, terms, size))
         found.append(torch.stack(each))
     return found[0], found[1]
 
 
+def _judged(again: Continuations, j: int, first: int, count: int) -> tuple[Tensor, Tensor]:
+    """Return (R * count,) rows and weights of `count` samples of each prefix, from number `first` on."""
+    rewards = again.rewards(j)[:, first : first + count]
+    prefix = torch.arange(len(rewards)).repeat_interleave(count)
+    flat = rewards.flatten()
+    others = mean_of_others(flat.nan_to_num(), prefix, ~flat.isnan())
+    rows = torch.arange(len(rewards)).unsqueeze(1) * again.rollouts + torch.arange(first, first + count)
+    return rows.flatten(), (flat - others).nan_to_num() / count
+
+
 def _weighted(
     pipeline: Pipeline, samples: SampledTokens, in_block: Tensor, rows: Tensor, weight: Tensor, micro_batch_tokens: int
 ) -> Iterator[Tensor]:
-    """The weighted sum of the completions' mean log-probabilities in the block, micro-batch by micro-batch."""
+    """Yield the weighted sum of the completions' mean log-probabilities in the block, for each micro-batch."""
     weight_of = weight.new_zeros(len(in_block)).index_put((rows,), weight)
     for part in micro_batches(samples, rows, micro_batch_tokens):
         log_p = completion_pass(pipeline.policy.model, samples, part, pipeline.temperature).log_p
@@ -107,40 +130,28 @@ def _weighted(
         yield (weight_of[part].to(log_p.device) * (log_p * mask).sum(1) / mask.sum(1).clamp(min=1)).sum()
 
 
-def _sketch(pipeline: Pipeline, terms: Sequence[Tensor] | Iterator[Tensor], size: int) -> Tensor:
-    """Of the gradient of a sum, term by term."""
+def _sketch(pipeline: Pipeline, terms: Iterable[Tensor], size: int) -> Tensor:
+    """Return (S,): the sketch of the gradient of a sum, term by term."""
     total = torch.zeros(size)
     for term in terms:
         total += count_sketch(flat_gradient(term, pipeline.policy.model), size).cpu()
     return total
 
 
-def compare_gradients(
-    sketches: Mapping[str, Tensor],
-    reward: Tensor,
-    expected_reward: Tensor,
-    values: Mapping[str, Tensor],
-    text_values: Mapping[str, Tensor],
-    prompt: Tensor,
-    resamples: int,
-) -> dict[str, GradientAgreement]:
-    """Of each baseline in `values`, (N,) each; of those in `text_values` with the number judged by its own expectation,
-    and, as ALL_ACTION, from every action.
+def prompt_gradients(
+    sketches: Mapping[str, Tensor], advantage: Tensor, prompt: Tensor, refining: str | None = None
+) -> Tensor:
+    """Return (P, S): the gradient of each prompt, a sum over its completions.
 
-    sketches: of `sketch_completions`, (N, size) each, and of `sketch_reference`, `half_a` and `half_b`, (P, size).
-    reward, expected_reward: (N,), NaN for the latter where there is no decision. prompt: (N,) long, 0 to P - 1.
+    Args:
+        sketches: of `sketch_completions`, (N, S) each, and of `sketch_reference`, "half_a" and "half_b", (P, S) each.
+        advantage: (N,), before any refinement.
+        prompt: (N,) long, from 0 to P - 1.
+        refining: the name of the refining baseline that gave the advantages, None for any other baseline.
     """
-    sums = lambda each: torch.zeros_like(sketches["half_a"]).index_add(0, prompt, each)  # noqa: E731
-    proxies = {}
-    for name, value in values.items():
-        if name not in text_values:
-            proxies[name] = sums((reward - value).unsqueeze(1) * sketches["whole"])
-            continue
-        advantage = torch.where(expected_reward.isnan(), reward, expected_reward) - text_values[name]
-        text = advantage.unsqueeze(1) * sketches["text"]
-        proxies[name] = sums(text + sketches["sampled"])
-        proxies[ALL_ACTION] = sums(text + sketches["every"])
-    return {
-        name: gradient_agreement(proxy, sketches["half_a"], sketches["half_b"], resamples)
-        for name, proxy in proxies.items()
-    }
+    if refining is None:
+        each = advantage.unsqueeze(1) * sketches["whole"]
+    else:
+        at_zero, at_one = sketches[f"{refining}/0"], sketches[f"{refining}/1"]
+        each = at_zero + advantage.unsqueeze(1) * (at_one - at_zero)
+    return torch.zeros_like(sketches["half_a"]).index_add(0, prompt, each)

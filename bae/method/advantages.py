@@ -1,12 +1,20 @@
-"""Blockwise Advantage Estimation (paper, section 3): each block its own advantage, on its own tokens. Pure torch."""
+"""Compute blockwise advantages (paper, section 3): each block gets its own advantage, on its own tokens. Pure torch."""
 
 from torch import Tensor
 
 
 def advantages(rewards: Tensor, baselines: Tensor, present: Tensor) -> Tensor:
-    """A_j(i) = r_j(i) - b_j(i), zero where objective j does not count; (N, J). Centred, never divided by a std.
+    """Compute A_j(i) = r_j(i) - b_j(i). It is centred, but never divided by a standard deviation.
 
-    All arguments are (N, J). Raises ValueError if the shapes differ.
+    Args:
+        rewards, baselines: (N, J).
+        present: (N, J) bool, whether objective j counts for completion i.
+
+    Returns:
+        (N, J), zero where an objective does not count.
+
+    Raises:
+        ValueError: if the shapes differ.
     """
     if not rewards.shape == baselines.shape == present.shape:
         raise ValueError(f"shapes differ: {rewards.shape}, {baselines.shape}, {present.shape}")
@@ -14,7 +22,17 @@ def advantages(rewards: Tensor, baselines: Tensor, present: Tensor) -> Tensor:
 
 
 def sum_by_block(per_objective: Tensor, block_of_objective: list[int], weights: list[float], blocks: int) -> Tensor:
-    """Weighted sum of the advantages of the objectives of each block; (N, J) -> (N, K)."""
+    """Sum the weighted advantages of the objectives of each block.
+
+    Args:
+        per_objective: (N, J), the advantages.
+        block_of_objective: J block numbers.
+        weights: J weights of the objectives.
+        blocks: K.
+
+    Returns:
+        (N, K).
+    """
     per_block = per_objective.new_zeros(len(per_objective), blocks)
     for j, (block, weight) in enumerate(zip(block_of_objective, weights, strict=True)):
         per_block[:, block] += weight * per_objective[:, j]
@@ -22,5 +40,5 @@ def sum_by_block(per_objective: Tensor, block_of_objective: list[int], weights: 
 
 
 def spread_over_tokens(per_block: Tensor, block_of: Tensor) -> Tensor:
-    """Give each token its block's value; (N, K), (N, T) -> (N, T), zero where block_of is -1."""
+    """Give each token the value of its block; (N, K), (N, T) -> (N, T), zero where block_of is -1."""
     return per_block.gather(1, block_of.clamp(min=0)) * (block_of >= 0)

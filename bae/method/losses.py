@@ -1,4 +1,4 @@
-"""The blockwise clipped surrogate, and the log-probabilities and entropies it needs. Pure torch."""
+"""Compute the blockwise clipped surrogate, and the log-probabilities and entropies that it needs. Pure torch."""
 
 from collections.abc import Callable
 
@@ -8,37 +8,44 @@ from torch import Tensor
 from bae.method.advantages import spread_over_tokens
 
 Aggregation = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""How the tokens of a batch are weighed: (block_of, block_weights, tokens) -> (N, T), zero outside every block.
+"""Weight the tokens of a batch: (block_of, block_weights, tokens) -> (N, T), zero outside every block.
 
-block_of: (N, T) long, -1 outside the completion. block_weights: (K,). tokens: (K,), those of each block that a rank has
-on average in the whole batch. N and `tokens` are of the whole batch, and gradients are averaged over ranks: so the
-gradient does not depend on how the batch is cut into micro-batches or shared among ranks.
+    block_of       (N, T) long, -1 outside the completion
+    block_weights  (K,), w_k
+    tokens         (K,), the tokens of each block in the whole batch, divided by the number of ranks
+
+N and `tokens` are of the whole batch, and gradients are averaged over ranks. So the gradient does not depend on how the
+batch is cut into micro-batches or shared among ranks.
 """
 
 
 def block_mean(block_of: Tensor, block_weights: Tensor, tokens: Tensor) -> Tensor:
-    """w_k / (N |T_k(i)|): mean over a block's tokens, sum over blocks, mean over completions (paper, section 3).
+    """Weight tokens by w_k / (N |T_k(i)|): mean over the tokens of a block, sum over blocks, mean over completions.
 
-    With one block: GRPO's (arXiv 2402.03300).
+    Source: paper, section 3. With one block it is the weighting of GRPO (arXiv 2402.03300). Arguments: see Aggregation.
     """
     lengths = torch.stack([(block_of == k).sum(1) for k in range(len(block_weights))], 1)  # (N, K)
     return spread_over_tokens(block_weights / lengths.clamp(min=1) / len(block_of), block_of)
 
 
 def token_mean(block_of: Tensor, block_weights: Tensor, tokens: Tensor) -> Tensor:
-    """w_k / tokens_k: mean over all tokens that a block has in the batch, so that long blocks count for more.
+    """Weight tokens by w_k / tokens_k: mean over all tokens of a block in the batch, so long blocks count more.
 
-    DAPO's token-level mean (arXiv 2503.14476), block by block. Of the whole rollout batch, where it takes several
-    optimiser steps.
+    This is the token-level mean of DAPO (arXiv 2503.14476), block by block. If a rollout batch takes several optimiser
+    steps, the mean is over the whole rollout batch. Arguments: see Aggregation.
     """
-    each = block_weights / torch.where(tokens > 0, tokens, 1)  # without tokens there is none to weigh
+    each = block_weights / torch.where(tokens > 0, tokens, 1)  # a block without tokens needs no weight
     return spread_over_tokens(each.expand(len(block_of), -1), block_of)
 
 
 def constant_length(block_of: Tensor, block_weights: Tensor, tokens: Tensor, length: int) -> Tensor:
-    """w_k / (N length): sum over a block's tokens, over a constant, so that no length is favoured.
+    """Weight tokens by w_k / (N length): the sum over the tokens of a block is divided by a constant.
 
-    Dr. GRPO's (arXiv 2503.20783). length: such as the most tokens that a completion may have.
+    So no length is favoured. This is the weighting of Dr. GRPO (arXiv 2503.20783).
+
+    Args:
+        block_of, block_weights, tokens: see Aggregation.
+        length: the constant, such as the most tokens that a completion may have.
     """
     return spread_over_tokens((block_weights / length / len(block_of)).expand(len(block_of), -1), block_of)
 
@@ -46,10 +53,22 @@ def constant_length(block_of: Tensor, block_weights: Tensor, tokens: Tensor, len
 def blockwise_clipped_loss(
     log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, weights: Tensor, clip: float, clip_high: float
 ) -> Tensor:
-    """L = -sum_t w_t min(rho_t A_t, clip(rho_t, 1 - eps, 1 + eps_high) A_t), rho_t = pi / pi_old (paper, section 3).
+    """Compute L = -sum_t w_t min(rho_t A_t, clip(rho_t, 1 - eps, 1 + eps_high) A_t), rho_t = pi / pi_old.
 
-    All tensors are (B, T); `weights` are an Aggregation's, zero outside the completion. Returns a scalar. The paper has
-    one eps; a clip_high above clip is DAPO's clip-higher (arXiv 2503.14476). Raises ValueError if the shapes differ.
+    Source: paper, section 3. The paper has one eps; a clip_high above clip is the clip-higher of DAPO (arXiv
+    2503.14476).
+
+    Args:
+        log_probs, old_log_probs: (B, T), of the sampled tokens, in nats.
+        advantages: (B, T).
+        weights: (B, T), from an Aggregation, zero outside the completion.
+        clip, clip_high: eps and eps_high.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ValueError: if the shapes differ.
     """
     if not log_probs.shape == old_log_probs.shape == advantages.shape == weights.shape:
         raise ValueError("log_probs, old_log_probs, advantages and weights must have one shape")
@@ -59,16 +78,22 @@ def blockwise_clipped_loss(
 
 
 def is_clipped(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, clip: float, clip_high: float) -> Tensor:
-    """(B, T) bool: where the clip took the gradient away."""
+    """Tell where the clip makes the gradient zero; (B, T) bool. Arguments: see blockwise_clipped_loss."""
     ratio = torch.exp(log_probs - old_log_probs)
     return ((ratio > 1 + clip_high) & (advantages > 0)) | ((ratio < 1 - clip) & (advantages < 0))
 
 
 def importance(log_probs: Tensor, sampled_log_probs: Tensor, cap: float) -> Tensor:
-    """min(pi / mu, cap), for tokens that were drawn from mu in the place of pi; any shape.
+    """Return min(pi / mu, cap) for tokens that were drawn from mu instead of pi; any shape.
 
-    An engine's numerics are not the trainer's, so its distribution mu is a little another one (truncated importance
-    sampling: Yao et al. 2025, "Your efficient RL framework secretly brings you off-policy RL training").
+    The numerics of an engine are not those of the trainer, so its distribution mu differs a little from pi. This is
+    truncated importance sampling (Yao et al. 2025, "Your efficient RL framework secretly brings you off-policy RL
+    training").
+
+    Args:
+        log_probs: in pi, in nats.
+        sampled_log_probs: in mu, in nats.
+        cap: the largest weight.
     """
     return torch.exp(log_probs - sampled_log_probs).clamp(max=cap)
 
@@ -76,19 +101,34 @@ def importance(log_probs: Tensor, sampled_log_probs: Tensor, cap: float) -> Tens
 def mismatch(
     log_probs: Tensor, sampled_log_probs: Tensor, mask: Tensor, cap: float | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """How far mu is from pi on the tokens drawn from it: the sum of r - 1 - log r, r = pi / mu, whose mean estimates
-    KL(mu, pi) (Schulman's k3), in nats; how many have r above the cap; and the largest |log r|. Scalars."""
+    """Measure how far mu is from pi on tokens that were drawn from mu. Let r = pi / mu.
+
+    Args:
+        log_probs, sampled_log_probs: in pi and in mu, in nats; one shape.
+        mask: bool, the tokens that count.
+        cap: of `importance`; None for no cap.
+
+    Returns:
+        Three scalars: the sum of r - 1 - log r, whose mean estimates KL(mu, pi) in nats (Schulman's k3); the number of
+        tokens with r above the cap; and the largest |log r|.
+    """
     log_ratio = (log_probs - sampled_log_probs).where(mask, 0.0)
     capped = torch.zeros_like(mask) if cap is None else log_ratio.exp() > cap
     return (log_ratio.expm1() - log_ratio).sum(), capped.sum(), log_ratio.abs().max()
 
 
 def log_probs_and_entropy(logits: Tensor, ids: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Log-probability of each id and entropy of its distribution, in nats, at the sampling temperature.
+    """Compute the log-probability of each id and the entropy of its distribution, at the sampling temperature.
 
-    logits: (B, T, V). ids: (B, T). Returns (B, T) and (B, T), in fp32. bae.training.chunked_head has the same without
-    logits of
-    all tokens at once.
+    bae.training.chunked_head computes the same without the logits of all tokens at once.
+
+    Args:
+        logits: (B, T, V).
+        ids: (B, T) long.
+        temperature: divides the logits.
+
+    Returns:
+        The log-probabilities and the entropies, (B, T) each, in fp32 and in nats.
     """
     log_p = torch.log_softmax(logits.float() / temperature, dim=-1)
     entropy = -(log_p.exp() * log_p).sum(-1)

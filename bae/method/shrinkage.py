@@ -1,4 +1,4 @@
-"""The empirical-Bayes baseline: the means that a small stratum could be compared with, weighed by their precision."""
+"""Define the empirical-Bayes baseline: several estimates of a small stratum's mean, weighted by their precision."""
 
 from typing import Any
 
@@ -8,30 +8,37 @@ from torch import Tensor
 from bae.method.baselines import RewardView, mean_of_others, outcome_strata, stratified_mean, stratum_size
 
 FLOOR = 1e-8
-"""Least variance; a stratum whose members all agree is trusted, not divided by."""
+"""Is added to every variance, so that a stratum whose members all agree is trusted and nothing is divided by 0."""
 
 
 class EmpiricalBayes:
-    """OCB-LOO, shrunk: the mean of up to three estimates of E[r | prompt, outcome], weighed by their precision.
+    """Shrink OCB-LOO: average up to three estimates of E[r | prompt, outcome], weighted by their precision.
 
-        same       the others of the stratum                                     variance  within / n
-        opposite   the group's others, scored under one's own outcome, + shift    mismatch + within / n
-        prior      the mean of all prompts with this outcome                      between
+        estimate   what it is the mean of                                               its variance
+        same       the others of the stratum                                            within / n
+        opposite   the group's other outcomes, rescored under one's own, plus a shift   mismatch + within / n
+        prior      all prompts with this outcome                                        between
 
-    `same` is leave-one-out; `opposite` exists where the reward is a scoring rule. The hyper-parameters of each outcome
-    (mean and variances, by the method of moments) come from earlier steps, so that the baseline depends on nothing of
-    the completion itself and is unbiased. In the first step there are none: it is `same`, NaN for singletons.
+    `same` leaves the completion itself out. `opposite` exists only if the reward is a scoring rule. The
+    hyper-parameters of each outcome (mean and variances, by the method of moments) come from earlier steps. So the
+    baseline does not depend on the completion itself, and is unbiased. In the first step there are no
+    hyper-parameters: the baseline is `same`, and NaN for singletons.
 
-    decay: of the average of the hyper-parameters over steps; 0 takes the last step's.
+    Args:
+        decay: of the moving average of the hyper-parameters over steps, in [0, 1); 0 takes those of the last step.
+
+    Raises:
+        ValueError: if decay is outside [0, 1).
     """
 
-    def __init__(self, decay: float = 0.9):
+    def __init__(self, decay: float = 0.9) -> None:
         if not 0 <= decay < 1:
             raise ValueError(f"baseline.decay={decay}: must be at least 0 and below 1")
         self.decay = decay
         self.moments: dict[float, dict[str, float]] = {}
 
     def __call__(self, rewards: RewardView) -> Tensor:
+        """Return the baseline of each completion, (N,), and update the hyper-parameters with these rewards."""
         strata, present = outcome_strata(rewards), rewards.present
         same, members = mean_of_others(rewards.reward, strata, present), stratum_size(strata, present)
         opposite, others = _opposite(rewards, strata)
@@ -50,23 +57,30 @@ class EmpiricalBayes:
         return baseline
 
     def _remember(self, fresh: dict[float, dict[str, float]]) -> None:
+        """Move the averages of the hyper-parameters towards those of this step, {outcome: {name: value}}."""
         for outcome, moments in fresh.items():
             known = self.moments.get(outcome, {})
-            mixed = {name: self.decay * known.get(name, value) + (1 - self.decay) * value
-                     for name, value in moments.items()}  # fmt: skip
+            mixed = {
+                name: self.decay * known.get(name, value) + (1 - self.decay) * value for name, value in moments.items()
+            }
             if known or mixed:
                 self.moments[outcome] = known | mixed
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the hyper-parameters, for a checkpoint."""
         return {"moments": {outcome: dict(moments) for outcome, moments in self.moments.items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the hyper-parameters that `state_dict` returned."""
         self.moments = {outcome: dict(moments) for outcome, moments in state["moments"].items()}
 
 
 def _opposite(rewards: RewardView, strata: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean over the group's members of other strata of what they would earn under one's own outcome, and how many they
-    are; (N,) each. 0 of 0 where the reward is no scoring rule."""
+    """Rescore the group's members of other strata under each completion's own outcome.
+
+    Returns:
+        The mean of these rewards and the number of these members, (N,) each; 0 and 0 if the reward is no scoring rule.
+    """
     nothing = torch.zeros_like(rewards.reward)
     if rewards.rescored is None or rewards.correct is None:
         return nothing, nothing
@@ -81,7 +95,7 @@ def _opposite(rewards: RewardView, strata: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _pool(m: dict[str, float], same: Tensor, n_same: Tensor, opposite: Tensor, n_opposite: Tensor) -> Tensor:
-    """Precision-weighted mean of what there is."""
+    """Average the estimates that exist, weighted by their precision; m: the hyper-parameters of the outcome."""
     estimates = [(torch.full_like(same, m["mean"]), torch.full_like(same, 1 / (m["between"] + FLOOR)))]
     estimates.append((same.nan_to_num(), n_same / (m["within"] + FLOOR)))
     if "mismatch" in m:
@@ -92,13 +106,24 @@ def _pool(m: dict[str, float], same: Tensor, n_same: Tensor, opposite: Tensor, n
 
 
 def _moments(reward: Tensor, strata: Tensor, opposite: Tensor, others: Tensor) -> dict[str, float]:
-    """One-way analysis of variance of the strata of one outcome, and how the opposite estimate differs from them.
-    Empty with fewer than two strata, or without two members in any."""
+    """Estimate the hyper-parameters of one outcome by a one-way analysis of variance of its strata.
+
+    Args:
+        reward: (M,), of the M present completions with this outcome.
+        strata: (M,) long.
+        opposite, others: (M,) each, as _opposite returns them; they give `shift` and `mismatch`.
+
+    Returns:
+        {name: value}. It is empty if there are fewer than two strata, or if no stratum has two members.
+    """
     labels, index, n = strata.unique(return_inverse=True, return_counts=True)
     total, k = len(reward), len(labels)
     if k < 2 or total <= k:
         return {}
-    sums = lambda values: torch.zeros(k, dtype=values.dtype).index_add(0, index, values)  # noqa: E731
+
+    def sums(values: Tensor) -> Tensor:
+        return torch.zeros(k, dtype=values.dtype).index_add(0, index, values)
+
     mean = sums(reward) / n
     within = float(((reward - mean[index]) ** 2).sum() / (total - k))
     grand = reward.mean()

@@ -2,18 +2,23 @@
 
 The reward of a number is known for every number that might have been stated. So once the text of the section holds the
 decimal point, each further token is a *decision* among alternatives that have values of their own, and the expected
-reward before it needs no rollouts (Rao-Blackwell). The tokens before the point count as text: what "1" would have led
+reward before it needs no rollouts (Rao-Blackwell). The tokens before the point count as text. What "1" would have led
 to where "0" was drawn cannot be read off the branch that was sampled, and a value that depended on the token that it
 judges would bias the gradient.
 
-What stays approximate: a number that may go on is worth what the others that begin so earned, whatever their prompts;
-a closing tag that has begun is taken to be finished, and a number that a space follows to be ended. Completions that
-spoil their number have decisions too, up to the token that spoils it, for the expectations of all reckon with that.
+Three things stay approximate. A number that may go on is worth what the others that begin so earned, whatever their
+prompts. A closing tag that has begun is taken to be finished. A number that a space follows is taken to be ended.
+Completions with a malformed number have decisions too, up to the token that breaks the form, because the expectations
+of all completions must count them.
+
+    N  completions     D  decisions of a completion     C  candidates     S  texts of a number so far (states)
+    U  different reports     E  depths: decimals that a beginning of a report has
 """
 
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,24 +26,40 @@ from torch import Tensor
 from bae.text.number import Number, parse_confidence
 
 Score = Callable[[Tensor, Tensor], Tensor]
-Report = tuple[bytes, float | None]  # a number's content and value
+"""A scoring rule: (q, c) that broadcast -> the reward of each, elementwise."""
+
+Report = tuple[bytes, float | None]
+"""A number's content and value, as it was stated."""
+
+Stated = Counter[tuple[str, float | None]]
+"""How often each different report with a point was made: {(text, value): times}."""
+
+NUMBER_SIGNS = "0123456789. \t\n\r\f\v"
 CACHED_STATES = 1024  # of C times 16 bytes each
 
 
 class Candidates:
-    """The C tokens by which a number can go on or end, found once for a tokenizer: digits, points and whitespace, and
-    then as much of the closing tag as the token has room for. ids: (C,) long."""
+    """Hold the C tokens by which a number can go on or end, found once for a tokenizer.
 
-    def __init__(self, vocabulary: Sequence[bytes], closing_tag: str = "</confidence>"):
-        """vocabulary: `bae.text.tokens.token_bytes` of the tokenizer. closing_tag: what ends a number.
+    They are digits, points and whitespace, and then as much of the closing tag as the token has room for.
 
-        Raises ValueError for a closing tag that begins as a number goes on.
-        """
+    Args:
+        vocabulary: the bytes of each token id, of `bae.text.tokens.token_bytes`.
+        closing_tag: the text that ends a number.
+
+    Attributes:
+        ids: (C,) long.
+
+    Raises:
+        ValueError: for a closing tag that begins as a number goes on.
+    """
+
+    def __init__(self, vocabulary: Sequence[bytes], closing_tag: str = "</confidence>") -> None:
         self.end = closing_tag[0]
-        if self.end in "0123456789. \t\n\r\f\v":
+        if self.end in NUMBER_SIGNS:
             raise ValueError(f"closing tag {closing_tag!r} of a stated number: it must not begin as a number goes on")
         closing = closing_tag.encode()
-        rests = [piece.lstrip(b"0123456789. \t\n\r\f\v") for piece in vocabulary]
+        rests = [piece.lstrip(NUMBER_SIGNS.encode()) for piece in vocabulary]
         agrees = [closing.startswith(rest) or rest.startswith(closing) for rest in rests]
         ids = [i for i, piece in enumerate(vocabulary) if piece and agrees[i]]
         self.ids = torch.tensor(ids, dtype=torch.long)
@@ -46,16 +67,23 @@ class Candidates:
         self._readings: dict[str, tuple[Tensor, Tensor]] = {}
 
     def readings(self, state: str) -> tuple[Tensor, Tensor]:
-        """(C,) float64, the number after each candidate, NaN where it is none and will be none; and (C,) long, its
-        decimals where it may go on, else 0. state: the section so far, with a point, without leading whitespace."""
+        """Read the number after each candidate.
+
+        Args:
+            state: the text of the section so far, with a point, without leading whitespace.
+
+        Returns:
+            numbers: (C,) float64, NaN where there is no number and there will be none.
+            decimals: (C,) long, how many decimals it has if it may go on, else 0.
+        """
         if state not in self._readings:
             if len(self._readings) >= CACHED_STATES:
                 self._readings.clear()
             numbers, decimals = [], []
             for piece in self.pieces:
                 text = state + piece
-                # More digits only make it larger and longer: what cannot be read now never will be.
-                # Nor what stands after the closing tag's first sign, which then began none.
+                # More digits only make it larger and longer, so what cannot be read now never will be. The same holds
+                # after the first sign of the closing tag, if no closing tag followed.
                 number = None if self.end in state else parse_confidence(text.partition(self.end)[0])
                 ended = number is None or self.end in text or text[-1].isspace()
                 numbers.append(torch.nan if number is None else number)
@@ -66,12 +94,15 @@ class Candidates:
 
 @dataclass(frozen=True)
 class Decisions:
-    """What N completions decided, and what each alternative would have earned.
+    """Hold what N completions decided, and what each alternative would have earned.
 
-    position: (N, D) long, the completion token chosen at each decision, -1 where there is none; a row's own come first.
-    value: (N, D, C), the reward if the candidate is chosen. ids: (C,) the candidates.
-    other: the reward of any other token, which spoils the format. final: (N,), what the number earns, whatever comes
-    after it; `other` if it cannot be read.
+    Attributes:
+        position: (N, D) long, the completion token chosen at each decision, -1 where there is none. The decisions of a
+            row come first.
+        value: (N, D, C), the reward if the candidate is chosen.
+        ids: (C,), the candidates.
+        other: the reward of any other token, which makes the number malformed.
+        final: (N,), what the number earns, whatever comes after it; `other` if it cannot be read.
     """
 
     position: Tensor
@@ -81,10 +112,11 @@ class Decisions:
     final: Tensor
 
     def rows(self, index: Tensor) -> "Decisions":
-        """Those of a micro-batch; index: (B,) long."""
+        """Return the decisions of a micro-batch; index: (B,) long."""
         return replace(self, position=self.position[index], value=self.value[index], final=self.final[index])
 
     def to(self, device: torch.device | str) -> "Decisions":
+        """Return the same on a device."""
         position, value, ids, final = (x.to(device) for x in (self.position, self.value, self.ids, self.final))
         return replace(self, position=position, value=value, ids=ids, final=final)
 
@@ -98,24 +130,50 @@ def find_decisions(
     reports: Sequence[Report],
     own: int = 0,
 ) -> Decisions:
-    """Where N numbers were decided, and the value of each candidate there; of the dtype of `correct`.
+    """Find where N numbers were decided, and the value of each candidate there.
 
-    A candidate that ends the number is worth its score. One after which it may go on is worth the mean of what the
-    other reports that begin so earned, `other` if they were spoilt; or if there are none the score of what stands, plus
-    the mean of what the other reports have after as many decimals. One's own report never enters one's own values.
+    A candidate that ends the number is worth its score. A candidate after which it may go on is worth the mean of what
+    the other reports that begin so earned (`other` if they were malformed). If there are no such reports, it is worth
+    the score of what stands, plus the mean of what the other reports have after as many decimals. One's own report
+    never enters one's own values.
 
-    numbers: None for completions that began none. correct: (N,), 0 or 1.
-    score: the scoring rule, elementwise on (q, c) that broadcast. other: the reward of spoilt format.
-    reports: of the numbers of the whole batch, all ranks together; from `own` on they are those of `numbers`, in order.
-        Raises ValueError if they are not.
+    Args:
+        numbers: N, None for completions that began no number.
+        correct: (N,), 0 or 1. Its dtype is that of the values.
+        score: the scoring rule.
+        other: the reward of a malformed number.
+        candidates: the tokens by which a number can go on or end.
+        reports: the numbers of the whole batch, all ranks together. From `own` on they are those of `numbers`.
+
+    Raises:
+        ValueError: if they are not.
     """
     mine = [(number.content, number.value) for number in numbers if number is not None]
     if mine != list(reports[own : own + len(mine)]):
         raise ValueError(f"reports[{own}:{own + len(mine)}] are not those of the numbers")
     stated = Counter((_text(content).strip(), q) for content, q in reports if b"." in content)
+    found, states, rows = _decided(numbers, correct, stated)
+    width = max(map(len, found), default=0)
+    padded = [decided + [(-1, -1)] * (width - len(decided)) for decided in found]
+    position, row = torch.tensor(padded, dtype=torch.long).view(len(found), width, 2).unbind(-1)
+    table = correct.new_zeros(len(rows) + 1, len(candidates.ids))  # the last row is for no decision
+    if rows:
+        table[:-1] = _values(states, torch.tensor(rows), stated, score, other, candidates, correct.dtype)
+    q = torch.tensor([torch.nan if n is None or n.value is None else n.value for n in numbers], dtype=correct.dtype)
+    final = torch.where(q.isnan(), other, score(q, correct))
+    return Decisions(position, table[row], candidates.ids, other, final)
+
+
+def _decided(
+    numbers: Sequence[Number | None], correct: Tensor, stated: Stated
+) -> tuple[list[list[tuple[int, int]]], list[str], list[tuple[int, int, int]]]:
+    """Return for each number its decisions as (token position, row), the S states, and the R rows.
+
+    A row is a state, the own report (-1 if it is none of `stated`) and an outcome. Completions that agree in these
+    share it.
+    """
     report_of = {report: u for u, report in enumerate(stated)}
     states: dict[str, int] = {}
-    # One row of values for each state, own report and outcome; completions that agree in these share it.
     rows: dict[tuple[int, int, int], int] = {}
     found: list[list[tuple[int, int]]] = []
     for number, c in zip(numbers, correct.long().tolist(), strict=True):
@@ -127,63 +185,96 @@ def find_decisions(
             if b"." in number.content[:offset]:
                 state = states.setdefault(_text(number.content[:offset]).lstrip(), len(states))
                 found[-1].append((place, rows.setdefault((state, report, c), len(rows))))
-    width = max(map(len, found), default=0)
-    padded = [decided + [(-1, -1)] * (width - len(decided)) for decided in found]
-    position, row = torch.tensor(padded, dtype=torch.long).view(len(found), width, 2).unbind(-1)
-    table = correct.new_zeros(len(rows) + 1, len(candidates.ids))  # the last row is for no decision
-    if rows:
-        table[:-1] = _values(list(states), torch.tensor(list(rows)), stated, score, other, candidates, correct.dtype)
-    q = torch.tensor([torch.nan if n is None or n.value is None else n.value for n in numbers], dtype=correct.dtype)
-    final = torch.where(q.isnan(), other, score(q, correct))
-    return Decisions(position, table[row], candidates.ids, other, final)
+    return found, list(states), list(rows)
+
+
+class _Beginnings(NamedTuple):
+    """Hold how reports begin, up to each number of decimals, and what they earned.
+
+    The number of decimals tells a beginning that has fewer decimals from one that has as many.
+
+    Attributes:
+        number: {(beginning, depth): its number}.
+        start: (U, E) long, the beginnings of each report.
+        total: (beginnings + 1, 3), how many reports begin so, and what they earned under either outcome. The last row
+            is for none.
+    """
+
+    number: dict[tuple[str, int], int]
+    start: Tensor
+    total: Tensor
 
 
 def _values(
-    states: list[str],
+    states: Sequence[str],
     rows: Tensor,
-    stated: Counter[tuple[str, float | None]],
+    stated: Stated,
     score: Score,
     other: float,
     candidates: Candidates,
     dtype: torch.dtype,
 ) -> Tensor:
-    """(R, C): what each candidate is worth in each row. rows: (R, 3) of a state, an own report (one of `stated`) and an
-    outcome. stated: how often each of the U different reports with a point was made."""
+    """Return (R, C): what each candidate is worth in each row.
+
+    rows: (R, 3) of a state, an own report (one of `stated`) and an outcome.
+    """
     number, decimals = map(torch.stack, zip(*map(candidates.readings, states), strict=True))  # (S, C)
-    depths = range(int(decimals.max()) + 1 if decimals.numel() else 1)
+    depths = int(decimals.max()) + 1 if decimals.numel() else 1
     q = torch.tensor([torch.nan if q is None else q for _, q in stated], dtype=dtype)
     times = torch.tensor(list(stated.values()), dtype=dtype)
-    readable = ~q.isnan()
-    scores = score(*torch.broadcast_tensors(q.unsqueeze(1), torch.tensor([0, 1], dtype=dtype)))  # (U, 2)
-    scores = torch.where(readable.unsqueeze(1), scores, other)
-
-    # How each report begins, up to each number of decimals; that number tells what has fewer from what has as many.
-    cuts = [[text[: text.index(".") + 1 + depth] for depth in depths] for text, _ in stated]
-    begins: dict[tuple[str, int], int] = {}
-    start = torch.tensor([[begins.setdefault((cut, d), len(begins)) for d, cut in enumerate(row)] for row in cuts])
-    # Of each beginning: how many reports, and what they earned under either outcome; the last row is for none.
-    sums = times.unsqueeze(1) * torch.cat([torch.ones_like(scores[:, :1]), scores], 1)
-    total = q.new_zeros(len(begins) + 1, 3).index_add(0, start.flatten(), sums.repeat_interleave(len(depths), 0))
-    # What the other readable ones have, on average, after as many decimals; without others, half of the last decimal.
-    cut_off = torch.tensor([[parse_confidence(cut) or 0.0 for cut in row] for row in cuts], dtype=dtype)
-    tail = torch.where(readable.unsqueeze(1), q.unsqueeze(1) - cut_off, 0.0)
-    half = torch.tensor([0.5 * 0.1**depth for depth in depths], dtype=dtype).expand_as(tail)
-    others = ((times * readable).sum() - readable.to(dtype)).unsqueeze(1)
-    tail = torch.where(others > 0, (times @ tail - tail) / others.clamp(min=1), half)  # (U, depths)
+    cuts = [[text[: text.index(".") + 1 + depth] for depth in range(depths)] for text, _ in stated]
+    scores = _scores(q, score, other)
+    beginnings = _beginnings(cuts, times, scores)
+    tail = _tails(cuts, q, times)
 
     state, report, outcome = rows.unbind(1)
-    begun = [
-        [begins.get((text + piece, depth), -1) for piece, depth in zip(candidates.pieces, row, strict=True)]
-        for text, row in zip(states, decimals.tolist(), strict=True)
-    ]
-    at, depth = torch.tensor(begun, dtype=torch.long)[state], decimals[state]
-    number, c = number[state].to(dtype), outcome.unsqueeze(1)
-    own = (start[report].gather(1, depth) == at).to(dtype)  # leave-one-out: one's own report begins so
-    count = total[at, 0] - own
-    mean = (total[at, 1 + c] - own * scores[report.unsqueeze(1), c]) / count
+    at = torch.tensor(_places(states, decimals, candidates, beginnings), dtype=torch.long)[state]
+    depth, number, c = decimals[state], number[state].to(dtype), outcome.unsqueeze(1)
+    own = (beginnings.start[report].gather(1, depth) == at).to(dtype)  # leave-one-out: one's own report begins so
+    count = beginnings.total[at, 0] - own
+    mean = (beginnings.total[at, 1 + c] - own * scores[report.unsqueeze(1), c]) / count
     guess = (number + (depth > 0) * tail[report].gather(1, depth)).clamp(max=1)
     alone = score(guess, c.to(dtype).expand_as(guess))
     return torch.where(number.isnan(), other, torch.where(count > 0, mean, alone))
+
+
+def _scores(q: Tensor, score: Score, other: float) -> Tensor:
+    """Return (U, 2): what each report earns under either outcome; `other` where it is NaN."""
+    scores = score(*torch.broadcast_tensors(q.unsqueeze(1), torch.tensor([0, 1], dtype=q.dtype)))
+    return torch.where(q.isnan().unsqueeze(1), other, scores)
+
+
+def _beginnings(cuts: Sequence[Sequence[str]], times: Tensor, scores: Tensor) -> _Beginnings:
+    """Sum up the reports that begin alike. cuts: U lists of E texts. times: (U,). scores: (U, 2)."""
+    number: dict[tuple[str, int], int] = {}
+    start = torch.tensor([[number.setdefault((cut, d), len(number)) for d, cut in enumerate(row)] for row in cuts])
+    sums = times.unsqueeze(1) * torch.cat([torch.ones_like(scores[:, :1]), scores], 1)
+    total = times.new_zeros(len(number) + 1, 3)
+    total = total.index_add(0, start.flatten(), sums.repeat_interleave(len(cuts[0]) if cuts else 0, 0))
+    return _Beginnings(number, start, total)
+
+
+def _tails(cuts: Sequence[Sequence[str]], q: Tensor, times: Tensor) -> Tensor:
+    """Return (U, E): what the other readable reports have on average after as many decimals.
+
+    Without others it is half of the last decimal.
+    """
+    readable = ~q.isnan()
+    cut_off = torch.tensor([[parse_confidence(cut) or 0.0 for cut in row] for row in cuts], dtype=q.dtype)
+    tail = torch.where(readable.unsqueeze(1), q.unsqueeze(1) - cut_off, 0.0)
+    half = torch.tensor([0.5 * 0.1**depth for depth in range(tail.shape[1])], dtype=q.dtype).expand_as(tail)
+    others = ((times * readable).sum() - readable.to(q.dtype)).unsqueeze(1)
+    return torch.where(others > 0, (times @ tail - tail) / others.clamp(min=1), half)
+
+
+def _places(
+    states: Sequence[str], decimals: Tensor, candidates: Candidates, beginnings: _Beginnings
+) -> list[list[int]]:
+    """Return (S, C): the number of the beginning that each candidate makes of each state, -1 if no report has it."""
+    return [
+        [beginnings.number.get((text + piece, depth), -1) for piece, depth in zip(candidates.pieces, row, strict=True)]
+        for text, row in zip(states, decimals.tolist(), strict=True)
+    ]
 
 
 def _text(raw: bytes) -> str:
@@ -191,27 +282,32 @@ def _text(raw: bytes) -> str:
 
 
 def candidate_log_probs(logits: Tensor, ids: Tensor, temperature: float) -> Tensor:
-    """Log-probabilities of the candidates at the decisions, in nats, at the sampling temperature; (B, D, C) in fp32.
+    """Return the log-probabilities of the candidates at the decisions, in nats, at the sampling temperature.
 
-    logits: (B, D, V), the distributions that the decisions were drawn from; where there is none, some finite numbers.
-    ids: (C,), as in Decisions.
+    Args:
+        logits: (B, D, V), the distributions that the decisions were drawn from; some finite numbers for no decision.
+        ids: (C,), the candidates.
+        temperature: of sampling.
+
+    Returns:
+        (B, D, C) in fp32.
     """
     return torch.log_softmax(logits.float() / temperature, dim=-1)[..., ids]
 
 
 def all_action(log_probs: Tensor, decisions: Decisions) -> Tensor:
-    """The expected reward at each decision, less `other`, as a differentiable function of the policy; (B, D).
+    """Return the expected reward at each decision less `other`, as a differentiable function of the policy.
 
-    sum_c pi(c) (value(c) - other), zero where there is no decision. Its gradient is what the sampled token's gives in
-    expectation: the all-action policy gradient (Mean Actor Critic, arXiv 1709.00503). log_probs: (B, D, C).
+    It is sum_c pi(c) (value(c) - other), (B, D), zero where there is no decision. Its gradient is the expectation of
+    the sampled token's: the all-action policy gradient (Mean Actor Critic, arXiv 1709.00503). log_probs: (B, D, C).
     """
     return (log_probs.exp() * (decisions.value - decisions.other)).sum(-1) * (decisions.position >= 0)
 
 
 def expected(log_probs: Tensor, decisions: Decisions) -> Tensor:
-    """V_d, the expected reward before decision d, zero where there is none; (B, D).
+    """Return V_d, the expected reward before decision d, zero where there is none; (B, D).
 
-    sum_c pi(c) value(c) + (1 - sum_c pi(c)) other. log_probs: (B, D, C).
+    V_d = sum_c pi(c) value(c) + (1 - sum_c pi(c)) other. log_probs: (B, D, C).
     """
     return all_action(log_probs, decisions) + decisions.other * (decisions.position >= 0)
 
@@ -219,13 +315,18 @@ def expected(log_probs: Tensor, decisions: Decisions) -> Tensor:
 def token_advantages(
     advantage: Tensor, reward: Tensor, values: Tensor, decisions: Decisions, in_block: Tensor
 ) -> Tensor:
-    """The advantage of each token of the block, for one objective; (B, T), zero outside the block.
+    """Return the advantage of each token of the block, for one objective; (B, T), zero outside the block.
 
-    Before the first decision V_1 - b, with b = reward - advantage; at decision d V_{d+1} - V_d, what the number earns
-    standing for the V after the last; after it reward - what the number earns, which is 0 in a completion in form. So
-    one token of each of these add up to `advantage`, which is what every token of a row without decisions gets.
+    Before the first decision it is V_1 - b, with b = reward - advantage. At decision d it is V_{d+1} - V_d, and what
+    the number earns stands for the V after the last. After the number it is reward - what the number earns, which is 0
+    in a completion in form. So one token of each kind add up to `advantage`. Every token of a row without decisions
+    gets `advantage` itself.
 
-    advantage, reward: (B,). values: (B, D), of `expected`. in_block: (B, T) bool.
+    Args:
+        advantage, reward: (B,).
+        values: (B, D), of `expected`.
+        decisions: of the B completions.
+        in_block: (B, T) bool.
     """
     decides, final = decisions.position >= 0, decisions.final.unsqueeze(1)
     steps = torch.cat([torch.where(decides, values, final), final], 1)  # V_1 … V_D, then what came of it

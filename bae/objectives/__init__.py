@@ -1,76 +1,139 @@
-"""Objectives: what a block of a completion is rewarded for. One small file for each reward function or scoring rule.
+"""Objectives: what a block of a completion earns. One small file for each reward function or scoring rule.
 
-A reward function is any callable (Completion, …) -> float | None, None meaning "nothing here to score". A scoring rule
-is any callable (q, c, …) on tensors, the reward of stating the confidence q where an answer is right (c = 1) or
-not (c = 0): what it would have been under the other outcome, or for another number, is then known too, and baselines
-can use that. Yaml names either by `_target_`, so a user's own needs no change here.
+This room imports `bae.text`, `bae.method` and `bae.batch`. Start here for what an objective is, then read scoring.py
+(from sampled tokens to rewards), reward_view.py (what a baseline sees of them), outcomes.py (what baselines condition
+on) and refining.py (baselines that are finished in the training pass).
+
+A reward function is any callable (Completion, …) -> float | None. None means "nothing here to score". A scoring rule is
+any callable (q, c, …) on tensors: the reward of stating the confidence q where an answer is right (c = 1) or not
+(c = 0). With a scoring rule it is also known what another number, or the other outcome, would have earned, and
+baselines can use that. Yaml names either by `_target_`, so a user's own needs no change here.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from bae.batch import Completion
-from bae.text.blocks import Block, tags_named
+from bae.text.blocks import ANSWER, CONFIDENCE, Block, tags_named
+
+Reward = Callable[[Completion], float | None]
+Score = Callable[[Tensor, Tensor], Tensor]
+
+GRID = 1001
+"""Confidences, evenly spaced from 0 to 1, at which the lowest value of a scoring rule is looked for."""
 
 
 @dataclass(frozen=True)
 class Objective:
-    """One column of the reward matrix.
+    """Describe one column of the reward matrix.
 
-    name: as it appears in metrics. block: the block whose tokens it moves.
-    worst: the lowest reward there is; what `malformed: penalise` gives.
-    reward: the reward function; or else
-    score: the scoring rule of a stated number.
-    number, answer: which `confidence` section states it, and which `answer` it is about; both count from 0, for formats
-        that have several.
-    weight: factor of its advantage, where several objectives share a block.
-    given: the objective of an earlier block whose reward is the outcome that a conditioned baseline conditions on, or
-        several; None for the first block.
+    Args:
+        name: its name in metrics.
+        block: the block whose tokens it moves.
+        worst: the lowest reward there is, which `malformed: penalise` gives. With a score it may be left out: it is
+            then the lowest value of the score.
+        reward: the reward function; or else
+        score: the scoring rule of a stated number.
+        weight: the factor of its advantage, if several objectives share a block.
+        given: the objective of an earlier block whose reward is the outcome that a conditioned baseline conditions on,
+            or several such objectives. None for the first block.
+        number, answer: which `confidence` section states the number, and which `answer` it is about. Both count from
+            0, for formats that have several.
+
+    Raises:
+        ValueError: if the score has values that are not finite, or goes below `worst`.
     """
 
     name: str
     block: str
-    worst: float
-    reward: Callable[[Completion], float | None] | None = None
-    score: Callable[[Tensor, Tensor], Tensor] | None = None
+    worst: float | None = None
+    reward: Reward | None = None
+    score: Score | None = None
     weight: float = 1.0
     given: str | Sequence[str] | None = None
     number: int = 0
     answer: int = 0
 
+    def __post_init__(self) -> None:
+        if self.score is None:
+            return
+        where = f"objectives.rewards.{self.name}"
+        lowest = lowest_score(where, self.score)
+        if self.worst is None:
+            object.__setattr__(self, "worst", lowest)
+        elif self.worst > lowest + 1e-3 * abs(lowest):
+            raise ValueError(
+                f"{where}.worst={self.worst}: the score goes down to {lowest:.6g}, so malformed output would pay; "
+                "leave worst out"
+            )
+
     @property
     def givens(self) -> tuple[str, ...]:
-        """The objectives whose outcomes a conditioned baseline conditions on; none for the first block."""
+        """Return the objectives whose outcomes a conditioned baseline conditions on; none for the first block."""
         return () if self.given is None else (self.given,) if isinstance(self.given, str) else tuple(self.given)
 
 
+def lowest_score(where: str, score: Score) -> float:
+    """Return the lowest value of a scoring rule over a grid of confidences and both outcomes.
+
+    Raises ValueError if a value is not finite. where: the configuration key, for the message.
+    """
+    q = torch.linspace(0, 1, GRID).unsqueeze(1).expand(-1, 2)
+    values = score(q, torch.tensor([0.0, 1.0]).expand(GRID, 2))
+    if not values.isfinite().all():
+        at = float(q[~values.isfinite()][0])
+        raise ValueError(f"{where}.score is not finite for the confidence {at:g}; clip the confidence")
+    return float(values.min())
+
+
 def check_objectives(objectives: Sequence[Objective], blocks: Sequence[Block]) -> None:
-    """Raises ValueError, one sentence, if an objective names a block or an outcome that is not there, or comes too
-    late for it."""
-    order = {block.name: k for k, block in enumerate(blocks)}
-    by_name = {objective.name: objective for objective in objectives}
+    """Refuse objectives that do not fit the blocks or each other.
+
+    Raises ValueError, one sentence, if an objective names a block or an outcome that does not exist, or an outcome that
+    comes too late for it.
+    """
     if not objectives:
-        raise ValueError("objectives.objectives is empty; name at least one")
+        raise ValueError("objectives.rewards is empty; name at least one objective")
+    by_name = {objective.name: objective for objective in objectives}
+    order = {block.name: k for k, block in enumerate(blocks)}
     for objective in objectives:
-        where = f"objectives.objectives.{objective.name}"
+        where = f"objectives.rewards.{objective.name}"
         if (objective.reward is None) == (objective.score is None):
             raise ValueError(
                 f"{where}: give it a reward (of a completion) or a score (of a stated number), one of the two"
             )
+        if objective.worst is None:
+            raise ValueError(f"{where}: give it worst, the lowest value of its reward, which malformed output earns")
         if objective.block not in order:
             raise ValueError(f"{where}.block={objective.block}: no such block; there are {', '.join(order)}")
         if objective.score is not None:
-            for key, tag in (("number", "confidence"), ("answer", "answer")):
-                which, count = getattr(objective, key), len(tags_named(blocks, tag))
-                if not 0 <= which < count:
-                    raise ValueError(f"{where}.{key}={which}: the blocks have {count} sections {tag!r}, counted from 0")
+            _check_sections(where, objective, blocks)
         for given in objective.givens:
-            if given not in by_name:
-                raise ValueError(f"{where}.given={given}: no such objective; there are {', '.join(by_name)}")
-            if order[by_name[given].block] >= order[objective.block]:
-                raise ValueError(
-                    f"{where}.given={given}: it must belong to a block before {objective.block}, or the baseline "
-                    "would depend on the very tokens it judges"
-                )
+            _check_given(where, objective, given, by_name, order)
+
+
+def _check_sections(where: str, objective: Objective, blocks: Sequence[Block]) -> None:
+    """Refuse a number or an answer that the format does not have."""
+    for key, which, name in (("number", objective.number, CONFIDENCE), ("answer", objective.answer, ANSWER)):
+        count = len(tags_named(blocks, name))
+        if not 0 <= which < count:
+            raise ValueError(f"{where}.{key}={which}: the blocks have {count} sections {name!r}, counted from 0")
+
+
+def _check_given(
+    where: str, objective: Objective, given: str, by_name: dict[str, Objective], order: dict[str, int]
+) -> None:
+    """Refuse an outcome that does not exist, or that is not of an earlier block."""
+    if given not in by_name:
+        raise ValueError(f"{where}.given={given}: no such objective; there are {', '.join(by_name)}")
+    before = by_name[given].block
+    if before not in order:
+        raise ValueError(f"objectives.rewards.{given}.block={before}: no such block; there are {', '.join(order)}")
+    if order[before] >= order[objective.block]:
+        raise ValueError(
+            f"{where}.given={given}: it must belong to a block before {objective.block}, or the baseline would depend "
+            "on the very tokens that it judges"
+        )

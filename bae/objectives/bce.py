@@ -5,6 +5,9 @@ from torch import Tensor
 
 
 def bce(q: Tensor, c: Tensor, epsilon: float) -> Tensor:
-    """c log q + (1 - c) log(1 - q), q clipped to [epsilon, 1 - epsilon]; in [log epsilon, 0]; elementwise."""
+    """Return c log q + (1 - c) log(1 - q), elementwise, with q clipped to [epsilon, 1 - epsilon].
+
+    It lies in [log epsilon, 0].
+    """
     q = q.clamp(epsilon, 1 - epsilon)
     return torch.log(c * q + (1 - c) * (1 - q))

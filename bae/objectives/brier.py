@@ -4,5 +4,5 @@ from torch import Tensor
 
 
 def brier(q: Tensor, c: Tensor) -> Tensor:
-    """-(q - c)^2, in [-1, 0]; elementwise."""
+    """Return -(q - c)^2, elementwise; it lies in [-1, 0]."""
     return -((q - c) ** 2)

@@ -1,8 +1,7 @@
-"""Outcomes of a prefix: what a conditioned baseline conditions on, any discrete function of it.
+"""Outcomes of a prefix: what a conditioned baseline conditions on, any discrete function of the prefix.
 
-A user's own is any callable (completions, given, group, …) -> (N,) numbers, equal for equal outcomes, named in a yaml
-by `_target_`: completions are those of whole groups; given, (N,), is the reward of the objective that a later one names
-as `given`; group, (N,), is the prompt. It must not look at the block that is judged, or at a later one.
+A user's own outcome is any callable (completions, given, group, …) -> (N,) numbers, named in a yaml by `_target_`.
+Equal numbers mean equal outcomes. It must not look at the block that is judged, or at a later one.
 """
 
 from collections.abc import Sequence
@@ -15,37 +14,51 @@ from bae.batch import Completion
 from bae.method.baselines import stratified_mean
 from bae.text.verdict import Verdict
 
+BIN = 1000.0
+"""The distance between the outcomes of two bins; above any given reward."""
+
 
 class Outcome(Protocol):
-    """See the module."""
+    """Give each completion the outcome of its prefix."""
 
-    def __call__(self, completions: Sequence[Completion], given: Tensor, group: Tensor) -> Tensor: ...
+    def __call__(self, completions: Sequence[Completion], given: Tensor, group: Tensor) -> Tensor:
+        """Return (N,) numbers.
+
+        Args:
+            completions: N completions of whole groups.
+            given: (N,), the reward of the objective that a later one names as `given`.
+            group: (N,) long, the prompt.
+        """
+        ...
 
 
 def given_reward(completions: Sequence[Completion], given: Tensor, group: Tensor) -> Tensor:
-    """The reward of the objective named as `given`: correct or not, in the paper."""
+    """Return the reward of the objective named as `given`: correct or not, in the paper."""
     return given
 
 
 def verdict(completions: Sequence[Completion], given: Tensor, group: Tensor) -> Tensor:
-    """The verifier's word on the first answer: correct, wrong, unparseable, timeout; or that there is none."""
+    """Return the verdict on the first answer (correct, wrong, unparseable, timeout), -1 without an answer."""
     order = list(Verdict)
     return torch.tensor([float(order.index(c.verdicts[0])) if c.verdicts else -1.0 for c in completions])
 
 
 def answer_length(completions: Sequence[Completion], given: Tensor, group: Tensor, edges: Sequence[int]) -> Tensor:
-    """The given reward, times the bin of the answer's length in characters. edges: where the next bin begins."""
+    """Cross the given reward with a bin of the answer's length in characters; edges: where the next bin begins."""
     lengths = [len((c.answer() or "").strip()) for c in completions]
     return crossed(torch.bucketize(torch.tensor(lengths), torch.tensor(list(edges)), right=True), given)
 
 
 def group_accuracy(completions: Sequence[Completion], given: Tensor, group: Tensor, bins: int) -> Tensor:
-    """The given reward, times the bin of the group's mean of it, 0 to 1: problems of like difficulty have an outcome in
-    common. For a baseline across prompts: inside a group it splits nothing."""
+    """Cross the given reward with a bin of its mean over the group, from 0 to 1.
+
+    Problems of like difficulty then share an outcome. It is for a baseline across prompts: inside a group it splits
+    nothing.
+    """
     share = stratified_mean(given, group, torch.ones_like(group, dtype=torch.bool))
     return crossed((share * bins).long().clamp(max=bins - 1), given)
 
 
 def crossed(bins: Tensor, given: Tensor) -> Tensor:
-    """One number for each pair of outcomes; a function of the pair alone, so that it means the same in every step."""
-    return 1000.0 * bins.double() + given
+    """Return one number for each pair of bin and given reward, which means the same in every step."""
+    return BIN * bins.double() + given

@@ -1,4 +1,4 @@
-"""From samples to rewards: find the blocks, verify the answers, apply each objective, deal with malformed output."""
+"""From sampled tokens to rewards: find blocks, verify answers, apply each objective, handle malformed output."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -19,12 +19,20 @@ from bae.text.verifier import Pair, Pending, Verifier
 
 
 class Scorer:
-    """Scores completions of one format under one set of objectives.
+    """Score completions of one format under one set of objectives.
 
-    vocabulary: `bae.text.tokens.token_bytes` of the policy's tokenizer.
-    malformed: what an objective gives a completion whose block was reached but is not in form (or holds nothing to
-        score): `penalise` its worst reward, `zero` the reward 0, `mask` no reward, no gradient, no place in any mean.
-        A block may have a policy of its own. A block that was never reached is always masked: it has no tokens.
+    Args:
+        blocks: the blocks of the format.
+        objectives: the columns of the reward matrix.
+        verifier: checks answers.
+        vocabulary: the bytes of each token id of the policy's tokenizer, of `bae.text.tokens.token_bytes`.
+        malformed: what an objective gives a completion whose block was reached but is not in form, or holds nothing to
+            score. `penalise` gives its worst reward, `zero` the reward 0, `mask` no reward, no gradient and no place
+            in any mean. A block may have a policy of its own. A block that was never reached is always masked, because
+            it has no tokens.
+
+    Raises:
+        ValueError: for objectives that do not fit the blocks, or an unknown policy for malformed output.
     """
 
     def __init__(
@@ -34,7 +42,7 @@ class Scorer:
         verifier: Verifier,
         vocabulary: Sequence[bytes],
         malformed: Malformed = "penalise",
-    ):
+    ) -> None:
         check_objectives(objectives, blocks)
         check_malformed("objectives.malformed", malformed)
         self.blocks = tuple(blocks)
@@ -47,7 +55,10 @@ class Scorer:
 
     @property
     def attempts(self) -> tuple[int, ...]:
-        """Of each answer of the format, the first one always among them, which confidence is about it; -1 for none."""
+        """For each answer section, return the index of the confidence section about it, or -1.
+
+        There is always an entry for a first answer.
+        """
         count = max(1, len(tags_named(self.blocks, ANSWER)))
         about = {objective.answer: objective.number for objective in self.objectives if objective.score is not None}
         spare = -1 if 0 in about.values() else 0  # the first number is about the first answer, unless about another
@@ -55,32 +66,53 @@ class Scorer:
 
     @property
     def closing(self) -> str:
-        """The tag that ends a stated number."""
+        """Return the tag that ends a stated number."""
         return next((tags.closing for tags in tags_named(self.blocks, CONFIDENCE)), f"</{CONFIDENCE}>")
 
+    def malformed_reward(self, j: int) -> float:
+        """Return what objective number j gives a completion whose block is malformed."""
+        worst = self.objectives[j].worst
+        assert worst is not None  # check_objectives
+        return worst if self.malformed[j] == "penalise" else 0.0
+
     def __call__(self, problems: Sequence[Problem], samples: SampledTokens) -> Scored:
-        """problems: N, one for each completion."""
+        """Score N completions; problems: one for each."""
         with self.begin(problems) as scoring:
             return scoring.finish(samples)
 
     @contextmanager
     def begin(self, problems: Sequence[Problem]) -> Iterator["Scoring"]:
-        """The same for completions that come in one by one. An error in the body drops the checks under way."""
+        """Score completions that come in one by one. An error in the body drops the checks that are under way."""
         try:
             yield Scoring(self, problems)
         except BaseException:
             self.verifier.close()
             raise
 
-    def reward(self, completions: list[Completion], block_of: Tensor, numbers: Sequence[Sequence[Number]]) -> Scored:
-        """The last step, for completions that have their verdicts."""
+    def reward(
+        self, completions: Sequence[Completion], block_of: Tensor, numbers: Sequence[Sequence[Number]]
+    ) -> Scored:
+        """Reward completions that have their verdicts. block_of, numbers: as in Scored."""
         answers = [_answers(c.sections) for c in completions]
-        compared = self._compared(completions, answers) if any(len(mine) > 1 for mine in answers) else completions
-        return self._rewarded(compared, block_of, numbers)
+        if any(len(mine) > 1 for mine in answers):
+            completions = self._with_repeats(completions, answers)
+        shape = (len(completions), len(self.objectives))
+        rewards, present, malformed = torch.zeros(shape), torch.zeros(shape).bool(), torch.zeros(shape).bool()
+        for j, (objective, k) in enumerate(zip(self.objectives, self.block_of_objective, strict=True)):
+            reached = (block_of == k).any(1)
+            values = _values(objective, completions)
+            values[~torch.tensor([c.well_formed[k] for c in completions], dtype=torch.bool)] = torch.nan
+            malformed[:, j] = reached & values.isnan()
+            present[:, j] = reached & ~(malformed[:, j] & (self.malformed[j] == "mask"))
+            rewards[:, j] = torch.where(malformed[:, j], self.malformed_reward(j), values).where(present[:, j], 0.0)
+        return Scored(list(completions), block_of, rewards, present, malformed, numbers)
 
-    def _compared(self, completions: Sequence[Completion], answers: Sequence[Sequence[str]]) -> list[Completion]:
-        """Which later answers are the first one again. Two right answers are equal, a right and a wrong one are not;
-        only of two wrong ones is the verifier asked."""
+    def _with_repeats(self, completions: Sequence[Completion], answers: Sequence[Sequence[str]]) -> list[Completion]:
+        """Tell which later answers repeat the first one.
+
+        Two right answers are equal, and a right and a wrong one are not. The verifier is asked only about two wrong
+        answers.
+        """
         wrong = [
             (answer, mine[0])
             for c, mine in zip(completions, answers, strict=True)
@@ -98,25 +130,9 @@ class Scorer:
             compared.append(replace(c, repeats=tuple(repeats)))
         return compared
 
-    def _rewarded(self, completions: list[Completion], block_of: Tensor, numbers: Sequence[Sequence[Number]]) -> Scored:
-        shape = (len(completions), len(self.objectives))
-        rewards, present, malformed = torch.zeros(shape), torch.zeros(shape).bool(), torch.zeros(shape).bool()
-        for j, (objective, k) in enumerate(zip(self.objectives, self.block_of_objective, strict=True)):
-            reached = (block_of == k).any(1)
-            values = _values(objective, completions)
-            values[~torch.tensor([c.well_formed[k] for c in completions], dtype=torch.bool)] = torch.nan
-            malformed[:, j] = reached & values.isnan()
-            present[:, j] = reached & ~(malformed[:, j] & (self.malformed[j] == "mask"))
-            rewards[:, j] = torch.where(malformed[:, j], self.malformed_reward(j), values).where(present[:, j], 0.0)
-        return Scored(completions, block_of, rewards, present, malformed, numbers)
-
-    def malformed_reward(self, j: int) -> float:
-        """What objective number j gives a completion whose block is malformed."""
-        return self.objectives[j].worst if self.malformed[j] == "penalise" else 0.0
-
 
 class _Read(NamedTuple):
-    """A completion as it was sampled, and what was found in it."""
+    """Hold a completion as it was sampled, and what was found in it."""
 
     ids: list[int]
     ended: bool
@@ -124,13 +140,17 @@ class _Read(NamedTuple):
 
 
 class Scoring:
-    """One batch on its way through a scorer. A completion that is added is read, and its answers go to the verifier.
-    That saves waiting later; the scores depend on what `finish` is given alone.
+    """Score one batch while it is being sampled.
 
-    problems: N, one for each completion.
+    A completion that is added is read, and its answers go to the verifier. That saves waiting later. The scores depend
+    only on what `finish` is given.
+
+    Args:
+        scorer: the format and the objectives.
+        problems: N, one for each completion.
     """
 
-    def __init__(self, scorer: Scorer, problems: Sequence[Problem]):
+    def __init__(self, scorer: Scorer, problems: Sequence[Problem]) -> None:
         self._scorer, self._problems = scorer, problems
         self._read: dict[int, _Read] = {}
         # By pair: samples of one problem often agree, and those of one prefix always do.
@@ -149,9 +169,9 @@ class Scoring:
                 self._verdicts[pair] = self._scorer.verifier.submit([pair])
 
     def finish(self, samples: SampledTokens) -> Scored:
-        """The scores, once the verdicts are there. What was not added, or differs from what was, is added first."""
-        rows = zip(self._problems, samples.completion_ids.tolist(), samples.completion_mask.sum(1).tolist(),
-                   samples.ended.tolist(), strict=True)  # fmt: skip
+        """Return the scores, once the verdicts are there. What was not added, or differs from it, is added first."""
+        all_ids, lengths = samples.completion_ids.tolist(), samples.completion_mask.sum(1).tolist()
+        rows = zip(self._problems, all_ids, lengths, samples.ended.tolist(), strict=True)
         for n, (_, ids, length, ended) in enumerate(rows):
             self.add(n, ids[:length], ended)
         block_of = torch.full(samples.completion_ids.shape, -1)
@@ -165,24 +185,31 @@ class Scoring:
         return self._scorer.reward(completions, block_of, numbers)
 
     def _completion(self, problem: Problem, read: _Read, tokens: Counter[int]) -> Completion:
-        """tokens: of each block, by its number."""
+        """Make the record of a completion; tokens: the number of tokens of each block."""
         spans = read.located.spans
-        verdicts = tuple(self._verdicts[answer, problem.answer]()[0] for answer in _answers(spans.sections))
-        stated = tuple(number.value for number in read.located.numbers)
-        by_name = {block.name: tokens[k] for k, block in enumerate(self._scorer.blocks)}
-        return Completion(problem, read.located.text, spans.sections, spans.well_formed, verdicts, stated,
-                          len(read.ids), not read.ended, by_name)  # fmt: skip
+        return Completion(
+            problem=problem,
+            text=read.located.text,
+            sections=spans.sections,
+            well_formed=spans.well_formed,
+            verdicts=tuple(self._verdicts[answer, problem.answer]()[0] for answer in _answers(spans.sections)),
+            confidences=tuple(number.value for number in read.located.numbers),
+            length=len(read.ids),
+            truncated=not read.ended,
+            tokens={block.name: tokens[k] for k, block in enumerate(self._scorer.blocks)},
+        )
 
 
 def _answers(sections: Sequence[Section]) -> list[str]:
+    """Return the texts of the answer sections."""
     return [section.content for section in sections if section.tag == ANSWER]
 
 
 def _values(objective: Objective, completions: Sequence[Completion]) -> Tensor:
-    """(N,): the reward of each completion, NaN where there is nothing to score."""
+    """Return (N,): the reward of each completion, NaN where there is nothing to score."""
     if objective.score is not None:
         q = stated_confidences(completions, objective.number)
-        # A score may well make a number of NaN, by a comparison or a clamp.
+        # A score may make a number of NaN, by a comparison or a clamp.
         return torch.where(q.isnan(), torch.nan, objective.score(q, correct_flags(completions, objective.answer)))
     assert objective.reward is not None  # check_objectives
     rewards = map(objective.reward, completions)
@@ -190,11 +217,11 @@ def _values(objective: Objective, completions: Sequence[Completion]) -> Tensor:
 
 
 def stated_confidences(completions: Sequence[Completion], which: int = 0) -> Tensor:
-    """(N,): the stated confidences, NaN where there is none."""
+    """Return (N,): the stated confidences, NaN where there is none."""
     stated = (c.stated(which) for c in completions)
     return torch.tensor([torch.nan if q is None else q for q in stated])
 
 
 def correct_flags(completions: Sequence[Completion], which: int = 0) -> Tensor:
-    """(N,): 1 where the answer is right, else 0."""
+    """Return (N,): 1 where the answer is right, else 0."""
     return torch.tensor([float(c.is_correct(which)) for c in completions])

@@ -4,9 +4,9 @@ from bae.batch import Completion
 
 
 def second_attempt(completion: Completion, changed: float) -> float | None:
-    """1 if the second answer is right; `changed` if it is wrong and, by the verifier, not the first one again; else 0.
+    """Return 1 if the second answer is right, `changed` if it is wrong but differs from the first one, and else 0.
 
-    None without a second answer.
+    The verifier tells whether two answers differ. Without a second answer it is None.
     """
     if len(completion.verdicts) < 2:
         return None

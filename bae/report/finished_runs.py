@@ -1,9 +1,8 @@
-"""What lies in MLflow for a table or a figure: the finished runs of a method, their metrics and their samples."""
+"""Find the finished runs of a method in MLflow, with their metrics and their samples, for a table or a figure."""
 
 import tempfile
 from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
-from pathlib import Path
 from typing import Any
 
 import pandas
@@ -15,10 +14,14 @@ from bae.report import tracking
 
 
 class FinishedRuns:
-    """Finished runs in MLflow.
+    """Hold a selection of the finished runs in MLflow.
 
-    experiments: names; None means those that a table or a figure names. runs: ids, to take no others. models: config
-        options of the group `model`, to take no others.
+    Args:
+        tracking_uri: of the store.
+        experiments: their names. None takes the experiments that a table or a figure names.
+        runs: ids of the only runs to take. None takes any.
+        models: config options of the group `model`, the only ones to take. None takes any.
+        resamples: of the bootstraps that compare methods.
     """
 
     def __init__(
@@ -28,7 +31,7 @@ class FinishedRuns:
         runs: Sequence[str] | None,
         models: Sequence[str] | None,
         resamples: int,
-    ):
+    ) -> None:
         self.tracking_uri = tracking_uri
         self.experiments = experiments
         self.only_runs = runs
@@ -37,11 +40,19 @@ class FinishedRuns:
 
     @cached_property
     def client(self) -> MlflowClient:
+        """Return a client of the store."""
         return MlflowClient(self.tracking_uri)
 
     def by_model(self, spec: Mapping[str, Any], method: Mapping[str, Any]) -> dict[str, list[Run]]:
-        """{model: runs} of a method, one for each seed: the newest if it was run more than once. A method is what its
-        runs have as parameters; of a list, one."""
+        """Find the runs of a method, one for each seed. If a seed was run more than once, the newest run is taken.
+
+        Args:
+            spec: a table or a figure of conf/report/; its `experiments` are searched unless others were chosen.
+            method: {parameter: value} that the runs have. If a value is a list, the runs have one of its items.
+
+        Returns:
+            {model: runs}, ordered by model and by seed.
+        """
         found: dict[str, dict[str, Run]] = {}
         for run in self._finished(tuple(self.experiments or spec["experiments"])):
             params = run.data.params
@@ -54,42 +65,43 @@ class FinishedRuns:
 
     @lru_cache  # noqa: B019 - one object for the life of the process
     def _finished(self, experiments: tuple[str, ...]) -> list[Run]:
+        """Return the finished runs of the experiments, newest first."""
         return tracking.search(self.tracking_uri, experiments, "attributes.status = 'FINISHED'")
 
     def evaluated(self, runs: Sequence[Run], splits: Sequence[str]) -> tuple[str, list[Run]] | None:
-        """The first of `splits` on which runs were evaluated, and those runs; None if there is none."""
+        """Return the first of `splits` on which some of the runs were evaluated, and these runs; None without any."""
         for split in splits:
-            those = [run for run in runs if f"eval/{split}/accuracy" in run.data.metrics]
-            if those:
-                return split, those
+            evaluated = [run for run in runs if f"eval/{split}/accuracy" in run.data.metrics]
+            if evaluated:
+                return split, evaluated
         return None
 
     @lru_cache  # noqa: B019
     def samples(self, run_id: str, split: str) -> pandas.DataFrame:
-        """The table of samples that a run's evaluation logged."""
-        with tempfile.TemporaryDirectory() as folder:
-            path = self.client.download_artifacts(run_id, f"evaluation/{split}.parquet", folder)
-            return pandas.read_parquet(Path(path))
+        """Return the completion table that the evaluation of a run logged."""
+        return self._read(run_id, f"evaluation/{split}.parquet")
 
     def errors(self, run: Run, split: str) -> pandas.DataFrame | None:
-        """The errors of baselines that bae-fidelity logged for a split, None if it did not."""
-        place = f"fidelity/{split}"
-        if not any(
-            file.path == f"{place}/errors.parquet" for file in self.client.list_artifacts(run.info.run_id, place)
-        ):
-            return None
+        """Return the errors of baselines that bae-fidelity logged for a split, or None if there are none."""
+        folder = f"fidelity/{split}"
+        file = f"{folder}/errors.parquet"
+        found = any(artifact.path == file for artifact in self.client.list_artifacts(run.info.run_id, folder))
+        return self._read(run.info.run_id, file) if found else None
+
+    def _read(self, run_id: str, file: str) -> pandas.DataFrame:
+        """Read an artifact that is a Parquet file."""
         with tempfile.TemporaryDirectory() as folder:
-            return pandas.read_parquet(
-                self.client.download_artifacts(run.info.run_id, f"{place}/errors.parquet", folder)
-            )
+            return pandas.read_parquet(self.client.download_artifacts(run_id, file, folder))
 
     def pooled(self, runs: Sequence[Run], split: str) -> pandas.DataFrame:
-        """The samples of several seeds in one table; those of one problem are samples of one prompt."""
+        """Join the completions of several seeds in one table. Those of one problem are samples of one prompt."""
         return merge([self.samples(run.info.run_id, split) for run in runs])
 
     def history(self, run: Run, metric: str) -> dict[int, float]:
+        """Return {step: value} of one metric of a run."""
         return tracking.history(self.tracking_uri, run.info.run_id, metric)
 
 
 def _options(value: Any) -> set[str]:
+    """Return the values that a parameter may have, as MLflow writes them."""
     return {str(v) for v in value} if isinstance(value, list) else {str(value)}

@@ -1,4 +1,4 @@
-"""From problems to scored completions: what training and held-out evaluation have in common."""
+"""Turn problems into scored completions, for training and held-out evaluation alike."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,18 +6,24 @@ from time import perf_counter
 
 from bae.batch import Problem, SampledTokens, Scored
 from bae.objectives.scoring import Scorer
-from bae.rollout.interface import RolloutEngine
+from bae.rollout.interface import RolloutEngine, SamplingRequest
 from bae.tasks import Task
 from bae.training.policy import Policy
 
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Encode, sample, score.
+    """Encode problems, sample completions and score them.
 
-    system_prompt: what the policy is told of the format. examples: turns that show it; see `Policy.encode`.
-    max_new_tokens: tokens a completion may have.
-    temperature: of sampling.
+    Attributes:
+        policy: the model to sample from, and its tokenizer.
+        engine: what samples.
+        scorer: what reads, verifies and rewards completions.
+        task: where the problems come from.
+        system_prompt: text that tells the policy the format.
+        max_new_tokens: tokens that a completion may have.
+        temperature: of sampling.
+        examples: earlier turns of the chat that show the format; see `Policy.encode`.
     """
 
     policy: Policy
@@ -32,14 +38,22 @@ class Pipeline:
     def __call__(
         self, problems: Sequence[Problem], keys: Sequence[tuple[int, ...]], group_size: int
     ) -> tuple[SampledTokens, Scored, dict[str, float]]:
-        """`group_size` completions of each problem; keys: one seed for each problem.
+        """Sample and score a group of completions of each problem.
 
-        Completions are read and verified while others are being sampled, as far as the engine tells of them. Returns
-        samples, scores and seconds: "rollout" of sampling, "reward" of what scoring adds to that, which is reading in
-        between, and the rest after it. Their sum is the time of the call.
+        Completions are read and verified while others are being sampled, if the engine reports them one by one.
+
+        Args:
+            problems: P problems.
+            keys: P seeds, one for each problem.
+            group_size: completions of each problem.
+
+        Returns:
+            samples: of N = P * group_size completions, group by group.
+            scored: their scores.
+            seconds: "rollout" is the time of sampling. "reward" is what scoring adds to it: the reading in between,
+                and what is left to do after sampling. Their sum is the time of the call.
         """
         start = perf_counter()
-        tokenizer = self.policy.tokenizer
         between = 0.0
         with self.scorer.begin([problem for problem in problems for _ in range(group_size)]) as scoring:
 
@@ -49,17 +63,19 @@ class Pipeline:
                 scoring.add(n, ids, ended)
                 between += perf_counter() - begun
 
-            samples = self.engine.sample(
-                self.policy.model,
-                [self.policy.encode(self.system_prompt, problem.question, self.examples) for problem in problems],
-                keys,
+            request = SamplingRequest(
+                prompts=[
+                    self.policy.encode(self.system_prompt, problem.question, self.examples) for problem in problems
+                ],
+                keys=keys,
                 group_size=group_size,
                 max_new_tokens=self.max_new_tokens,
                 temperature=self.temperature,
-                eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.pad_token_id,
+                eos_token_id=self.policy.tokenizer.eos_token_id,
+                pad_token_id=self.policy.tokenizer.pad_token_id,
                 on_finished=add,
             )
+            samples = self.engine.sample(self.policy.model, request)
             sampled = perf_counter()
             scored = scoring.finish(samples)
         rollout = sampled - start - between

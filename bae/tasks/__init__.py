@@ -1,4 +1,8 @@
-"""Tasks: where problems come from and how answers are checked. One small file each."""
+"""Define what a task is: it gives problems, and checks answers. Each task is one small file.
+
+This room imports the rooms up to `bae.objectives`. Start with arithmetic.py, which needs no data; dataset.py reads
+questions with reference answers, and loader.py decides which problems each step trains on.
+"""
 
 from typing import Protocol
 
@@ -7,17 +11,17 @@ from bae.text.verifier import Verifier
 
 
 class Task(Protocol):
-    """Problems by split and index. `problem` is a pure function, so that data order never depends on history.
+    """Give problems by split and index. `problem` is a pure function, so the order of data never depends on history.
 
-    verifier: checks answers of this task.
+    verifier: checks the answers of this task.
     """
 
     verifier: Verifier
 
     def size(self, split: str) -> int:
-        """How many problems the split has. Raises ValueError for an unknown split."""
+        """Return the number of problems in a split. Raises ValueError for an unknown split."""
         ...
 
     def problem(self, split: str, index: int) -> Problem:
-        """Problem number `index`, 0 <= index < size(split)."""
+        """Return problem number `index` of a split, 0 <= index < size(split)."""
         ...

@@ -1,4 +1,4 @@
-"""Questions with reference answers from a file or from the hub: GSM8K, MATH, or a user's own."""
+"""Read questions with reference answers from a file or from the hub: GSM8K, MATH, or a user's own."""
 
 import json
 from collections.abc import Mapping
@@ -10,15 +10,20 @@ from bae.batch import Problem
 from bae.text.verifier import Verifier
 
 FILES = (".jsonl", ".json", ".parquet")
+"""The suffixes of files that can be read; any other source is the name of a hub dataset."""
 
 
 class DatasetTask:
-    """Rows of a table, one problem each.
+    """Hold the problems of a table, one in each row.
 
-    splits: {split: source}; a source is a file (.jsonl; .json, a list; .parquet) or `hub_name[:config]:split`, or a
-        mapping {source, question, answer, answer_after} for a split with columns of its own. It is read when its
-        split is first asked for.
-    question, answer: columns. answer_after: the reference is what follows this text in the column; None for all.
+    Args:
+        splits: {split: source}. A source is a file (.jsonl; .json with a list; .parquet) or `hub_name[:config]:split`.
+            For a split with columns of its own, it is a mapping {source, question, answer, answer_after}. A source is
+            read when its split is first asked for.
+        question, answer: the columns of the question and of the answer.
+        verifier: checks the answers.
+        answer_after: the reference is the part of the answer column after the last place of this text. None takes the
+            whole column.
     """
 
     def __init__(
@@ -28,7 +33,7 @@ class DatasetTask:
         answer: str,
         verifier: Verifier,
         answer_after: str | None = None,
-    ):
+    ) -> None:
         common = {"question": question, "answer": answer, "answer_after": answer_after}
         self.sources = {
             split: Source(**(common | ({"source": given} if isinstance(given, str) else dict(given))))  # type: ignore[arg-type]
@@ -38,12 +43,15 @@ class DatasetTask:
         self._problems: dict[str, list[Problem]] = {}
 
     def size(self, split: str) -> int:
+        """Return the number of problems in a split. Raises as Source.problems does, or ValueError for no such split."""
         return len(self._split(split))
 
     def problem(self, split: str, index: int) -> Problem:
+        """Return problem number `index` of a split. Raises as `size` does."""
         return self._split(split)[index]
 
     def _split(self, split: str) -> list[Problem]:
+        """Return the problems of a split, and read them the first time."""
         if split not in self.sources:
             raise ValueError(f"the task has no split {split!r}; it has {', '.join(self.sources)}")
         if split not in self._problems:
@@ -53,7 +61,7 @@ class DatasetTask:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a split comes from; the fields are DatasetTask's."""
+    """Hold where a split comes from. The fields are those of DatasetTask."""
 
     source: str
     question: str
@@ -61,7 +69,12 @@ class Source:
     answer_after: str | None = None
 
     def problems(self, split: str) -> list[Problem]:
-        """Raises FileNotFoundError or ValueError, one sentence, for a file that is not there or lacks a column."""
+        """Read the problems; `split` is named in their ids and in messages.
+
+        Raises:
+            FileNotFoundError: one sentence, if there is no such file.
+            ValueError: one sentence, if the file cannot be read or lacks a column.
+        """
         if Path(self.source).suffix in FILES and not Path(self.source).is_file():
             raise FileNotFoundError(
                 f"task.splits.{split}={self.source}: no such file; name a .jsonl file, set BAE_DATA to the folder that "
@@ -78,40 +91,57 @@ class Source:
         ]
 
     def _reference(self, answer: str) -> str:
+        """Cut the reference out of the text of the answer column."""
         return (answer if self.answer_after is None else answer.rpartition(self.answer_after)[2]).strip()
 
 
 def read_table(source: str) -> list[dict[str, Any]]:
-    """Rows of a file or of a hub dataset. Raises ValueError, one sentence, for what cannot be read."""
+    """Read the rows of a file or of a hub dataset.
+
+    Args:
+        source: a .jsonl, .json or .parquet file, or `hub_name[:config]:split`.
+
+    Returns:
+        One dictionary for each row.
+
+    Raises:
+        ValueError: one sentence, if a line is no JSON object or the hub's package is not installed.
+        FileNotFoundError: if there is no such file.
+    """
     suffix = Path(source).suffix
     if suffix == ".parquet":
         import pandas
 
-        return pandas.read_parquet(source).to_dict("records")
+        records: list[dict[str, Any]] = pandas.read_parquet(source).to_dict("records")
+        return records
     if suffix == ".json":
-        return json.loads(Path(source).read_text(encoding="utf-8"))
+        rows: list[dict[str, Any]] = json.loads(Path(source).read_text(encoding="utf-8"))
+        return rows
     if suffix == ".jsonl":
-        lines = Path(source).read_text(encoding="utf-8").split("\n")  # splitlines cuts inside strings, at U+2028
+        lines = Path(source).read_text(encoding="utf-8").split("\n")  # splitlines would cut inside strings, at U+2028
         return [_parsed(line, source, number) for number, line in enumerate(lines, 1) if line.strip()]
     return _from_hub(source)
 
 
 def _parsed(line: str, source: str, number: int) -> dict[str, Any]:
+    """Parse line `number` of a .jsonl file. Raises ValueError if it is no JSON object."""
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{source}, line {number}: not JSON ({error.msg}); mend or remove the line") from error
+        raise ValueError(f"{source}, line {number}: not JSON ({error.msg}); correct or remove the line") from error
     if not isinstance(row, dict):
         raise ValueError(f"{source}, line {number}: not a JSON object; each line must be one")
     return row
 
 
 def _from_hub(source: str) -> list[dict[str, Any]]:
+    """Read a dataset of the hub. Raises ValueError if the package for it is not installed."""
     try:
         from datasets import load_dataset
     except ModuleNotFoundError as error:
         raise ValueError(
-            f"{source} is no file, and hub datasets need: pip install 'blockwise-advantage[hub]'"
+            f"{source} is no file, and hub datasets need a package: pip install 'blockwise-advantage[hub]'"
         ) from error
     name, *config, split = source.split(":")
-    return load_dataset(name, *config, split=split).to_list()
+    rows: list[dict[str, Any]] = load_dataset(name, *config, split=split).to_list()
+    return rows

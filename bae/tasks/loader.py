@@ -1,4 +1,4 @@
-"""Which problems each step trains on: a pure function of (seed, step, rank)."""
+"""Choose the problems that each step trains on: a pure function of (seed, step, rank)."""
 
 from collections.abc import Iterator
 from functools import lru_cache, partial
@@ -7,15 +7,13 @@ import lightning as L
 import numpy as np
 import torch
 
+from bae import seeds
 from bae.batch import Problem, RolloutBatch
 from bae.tasks import Task
 
-FURTHER = 2**32 - 6
-"""In the place of an epoch in the seeds of problems outside the order of the steps; no epoch has this number."""
-
 
 def problem_indices(seed: int, step: int, size: int, count: int) -> list[int]:
-    """The `count` problems of one step over all ranks: epochs are permutations, each seeded by (seed, epoch)."""
+    """Return the `count` problems of one step over all ranks. Epochs are permutations, seeded by (seed, epoch)."""
     positions = range(step * count, (step + 1) * count)
     return [int(_epoch_order(seed, position // size, size)[position % size]) for position in positions]
 
@@ -26,11 +24,20 @@ def _epoch_order(seed: int, epoch: int, size: int) -> np.ndarray:
 
 
 class PromptLoader:
-    """Yields the batch of each step. Its whole state is the number of the next step, which Lightning checkpoints."""
+    """Yield the batch of each step. Its whole state is the number of the next step, which Lightning checkpoints.
+
+    Args:
+        task, split: where problems come from.
+        steps: of the whole run.
+        prompts: of a step on this rank.
+        group_size: completions of each prompt.
+        seed: of the order.
+        rank, world: this rank, and how many there are.
+    """
 
     def __init__(
         self, task: Task, split: str, steps: int, prompts: int, group_size: int, seed: int, rank: int, world: int
-    ):
+    ) -> None:
         self.task = task
         self.split = split
         self.steps = steps
@@ -53,12 +60,12 @@ class PromptLoader:
             yield RolloutBatch(step, self._mine(indices), self.group_size, further=further)
 
     def _further(self, step: int, number: int) -> list[Problem]:
-        """Drawn apart from the order of the steps; number: from 1."""
-        draw = np.random.default_rng((self.seed, FURTHER, step, number))
+        """Draw other problems, apart from the order of the steps; number: the round, from 1."""
+        draw = np.random.default_rng(seeds.key(self.seed, seeds.Namespace.FURTHER_PROBLEMS, step, number))
         return self._mine(draw.integers(self.task.size(self.split), size=self.prompts * self.world).tolist())
 
     def _mine(self, indices: list[int]) -> list[Problem]:
-        """This rank's share of the problems of all."""
+        """Return this rank's share of the problems of all ranks."""
         share = indices[self.rank * self.prompts : (self.rank + 1) * self.prompts]
         return [self.task.problem(self.split, i) for i in share]
 
@@ -70,9 +77,15 @@ class PromptLoader:
 
 
 class PromptDataModule(L.LightningDataModule):
-    """prompts_per_step counts the prompts of a step over all ranks; each rank takes an equal share."""
+    """Give the trainer its batches. prompts_per_step counts over all ranks, and each rank takes an equal share.
 
-    def __init__(self, task: Task, steps: int, prompts_per_step: int, group_size: int, seed: int, split: str = "train"):
+    Raises:
+        ValueError: for a split that cannot be had; for prompts that do not divide over the ranks.
+    """
+
+    def __init__(
+        self, task: Task, steps: int, prompts_per_step: int, group_size: int, seed: int, split: str = "train"
+    ) -> None:
         super().__init__()
         task.size(split)  # raises for a split that cannot be had, before any work
         self.task = task
@@ -83,7 +96,7 @@ class PromptDataModule(L.LightningDataModule):
         self.split = split
 
     def transfer_batch_to_device(self, batch: RolloutBatch, device: torch.device, dataloader_idx: int) -> RolloutBatch:
-        """Leave it: a batch comes without tensors, and each micro-batch is moved when its turn comes."""
+        """Leave the batch where it is: it comes without tensors, and each micro-batch is moved when its turn comes."""
         return batch
 
     def train_dataloader(self) -> PromptLoader:

@@ -1,23 +1,27 @@
-r"""Answers as text: how one is read, and in which forms it may equal a reference, before any computer algebra.
+r"""Read answers as text, and decide which forms may equal a reference, before any computer algebra.
 
-An answer is what stands between the answer tags, the one \boxed{} there unwrapped, in final form:
+An answer is the text between the answer tags. One \boxed{} in it is unwrapped. It must be in final form:
 
-- A number (integer, decimal, fraction, mixed number, percentage, money) is answered by a literal of these kinds or
-  in scientific notation, not by something to work out (`2+3`, `2^3`, `10/2`, `\sqrt{25}`), and compared exactly. A
-  decimal of six or more places may stand for a fraction that has no finite one, rounded or cut off.
-- A constant (with a radical, \pi or i) may be rearranged, but must have no more sums, powers and products of
-  numbers than the reference, and no root if that has none. An expression with variables may have any form: expanded,
-  factored, as in the question.
-- Commands, functions, signs and words are those of `_COMMON` and of the reference: no \int, \sum, \binom or `!`.
-- `x=5` answers 5, and no other equation does. The reference `x=5` is answered by `5` too, but not by `y=5`.
-- Tuples and intervals keep brackets and order. Lists and sets do not: they may have braces or none, and any order;
-  commas, `and` and `or` separate; a \pm b is a list of two. `100,200` is one number, `100, 200` is two.
-- The unit may be left out, or be the reference's. Where that has none, one may be added that `_is_unit` knows.
-- A percentage equals the number without the sign, as printed or as its hundredth.
-- A number in another base has the digits and the base of the reference; the base cannot be left out.
-- Text (`\text{east}`, `(C)`, a bare word) is equal as text, case and all, with \text and brackets or without.
+- If the reference is a number (integer, decimal, fraction, mixed number, percentage, money), the answer must be a
+  literal of one of these kinds or in scientific notation. It must not be something to work out (`2+3`, `2^3`,
+  `10/2`, `\sqrt{25}`). Numbers are compared exactly. If a fraction has no finite decimal, a decimal of six or more
+  places may stand for it, rounded or cut off.
+- A constant (with a radical, \pi or i) may be rearranged. It must not have more sums, powers or products of numbers
+  than the reference, and no root if the reference has none. An expression with variables may have any form:
+  expanded, factored, or as in the question.
+- The only commands, functions, signs and words allowed are those of `_COMMON` and those of the reference: no \int,
+  \sum, \binom or `!`.
+- `x=5` answers 5, and no other equation does. `5` also answers the reference `x=5`, but `y=5` does not.
+- Tuples and intervals keep brackets and order. Lists and sets do not: they may have braces or none, and any order.
+  Commas, `and` and `or` separate their items, and a \pm b is a list of two. `100,200` is one number, `100, 200` is
+  two.
+- The unit of the reference may be given or left out. If the reference has no unit, the answer may add one that
+  `_is_unit` knows.
+- A percentage equals the number without the sign, either as printed or divided by 100.
+- A number in another base must have the digits and the base of the reference. The base cannot be left out.
+- Text (`\text{east}`, `(C)`, a bare word) is compared as text, including case, with or without \text and brackets.
 
-The texts are hostile: no regular expression here takes more than linear time, nothing more than quadratic.
+The texts are hostile. No regular expression here takes more than linear time, and no function more than quadratic.
 """
 
 import re
@@ -26,7 +30,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 
-Equal = Callable[[str, str], bool]  # of two expressions, answer and reference, that are no numbers, lists or texts
+Equal = Callable[[str, str], bool]
+"""Compare an answer with a reference, where both are single expressions: not numbers, lists or plain text."""
 
 _words = str.split
 _FUNCTIONS = _words(r"\sin \cos \tan \cot \sec \csc \arcsin \arccos \arctan \log \ln \exp")
@@ -46,7 +51,7 @@ _SPELLINGS = {
 } | {"\\ ": " "}  # fmt: skip
 _COMMON = {*_words(r"\frac \sqrt \cdot \pi \infty \pm \cup \le \ge \in \circ \{ \}"), *" +-/^_=<>()[]{},;.%$"}
 _SHORT_UNITS = _words("mm cm m km in ft yd mi mg g kg lb lbs oz l ml s hr hrs h mph")
-_NO_UNITS = _words(  # after a number they change its value
+_NO_UNITS = _words(  # words that change the value of the number before them
     "not none base plus minus times over choose squared cubed factorial root half halves third thirds quarter quarters "
     "fourth fourths fifth fifths tenth tenths dozen dozens score hundred hundreds thousand thousands million millions "
     "billion billions trillion double twice triple more less about false wrong abc per mod"
@@ -63,9 +68,14 @@ _UNIT = re.compile(
 
 
 def canonical(text: str) -> str | None:
-    r"""One spelling for texts that differ in Unicode, dialect of LaTeX, white space, delimiters or a box.
+    r"""Return one spelling for texts that differ only in Unicode, LaTeX dialect, white space, delimiters or a box.
 
-    None for what cannot be an answer: blank, brackets that do not match, more than one box.
+    Args:
+        text: an answer or a reference, as written.
+
+    Returns:
+        The canonical spelling, or None if the text cannot be an answer: it is blank, its brackets do not match, or
+        it has more than one box.
     """
     text = _ascii(text)
     before, *boxed = re.split(r"\\(?:boxed|fbox) ?(?={)", text)
@@ -78,14 +88,14 @@ def canonical(text: str) -> str | None:
             if depth == 0:
                 break
         text = f"{before} {boxed[0][1 : end - 1]} {boxed[0][end:]}"
-    if len(re.findall(r"(?<!\\)\$", text)) % 2 == 0:  # math delimiters; an odd one is a dollar
+    if len(re.findall(r"(?<!\\)\$", text)) % 2 == 0:  # math delimiters come in pairs; an odd one is a dollar sign
         text = re.sub(r"(?<!\\)\$", "", text)
     text = re.sub(r"(?:\{,\}|,\\! ?)(?=[0-9]{3})", "", text)
     text = "".join(_SPELLINGS.get(token, token) for token in _TOKEN.findall(text))
     if not re.search(r"[(\[]|\\\{", text):
         text = re.sub(r"(?<![0-9.,])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9,])", lambda match: match[0].replace(",", ""), text)
     text = re.sub(r"\\text ?\{ ?([;%]|[0-9.]*) ?\}", r"\1", re.sub(" +", " ", text))
-    # A space stays between two letters and between two digits only: `\cot x`, `1 1/2`.
+    # Keep a space only between two letters and between two digits: `\cot x`, `1 1/2`.
     text = re.sub(r" (?![A-Za-z0-9])|(?<![A-Za-z0-9]) |(?<=[A-Za-z]) (?=[0-9])|(?<=[0-9]) (?=[A-Za-z])", "", text)
     text = re.sub(r"\\frac([0-9])", r"\\frac{\1}", text)
     text = re.sub(r"\\frac(\{[^{}]*\})([0-9])", r"\\frac\1{\2}", text)
@@ -96,7 +106,7 @@ def canonical(text: str) -> str | None:
 
 
 def _ascii(text: str) -> str:
-    """NFKC, but ½, ², ₈ and √13 keep their meaning."""
+    """Apply Unicode's NFKC, but keep the meaning of ½, ², ₈ and √13, and unify ASCII spellings and white space."""
 
     def plain(match: re.Match[str]) -> str:
         return unicodedata.normalize("NFKC", match[0])
@@ -110,7 +120,7 @@ def _ascii(text: str) -> str:
 
 
 def _depths(text: str) -> Iterator[tuple[str, int]]:
-    """The tokens, each with the number of brackets open after it."""
+    """Yield each token with the number of brackets that are open after it."""
     depth = 0
     for token in _TOKEN.findall(text):
         depth += (token[-1] in "([{") - (token[-1] in ")]}")
@@ -118,8 +128,8 @@ def _depths(text: str) -> Iterator[tuple[str, int]]:
 
 
 def _balanced(text: str) -> bool:
-    """Whether brackets match; a round one may close a square one, as in an interval."""
-    opened = []
+    """Tell whether brackets match. A round one may close a square one, as in an interval."""
+    opened: list[bool] = []  # for each open bracket, whether it is a brace
     for token in _TOKEN.findall(text):
         if token[-1] in "([{":
             opened.append(token[-1] == "{")
@@ -129,7 +139,7 @@ def _balanced(text: str) -> bool:
 
 
 def _split(text: str, *separators: str) -> list[str]:
-    """The parts between separators that stand in no brackets."""
+    """Return the parts between those separators that stand outside all brackets."""
     parts = [""]
     for token, depth in _depths(text):
         if depth == 0 and token in separators:
@@ -140,7 +150,13 @@ def _split(text: str, *separators: str) -> list[str]:
 
 
 def matches(answer: str, reference: str, equal: Equal) -> bool:
-    """Whether a canonical answer is in a form that answers the canonical reference, and equal to it."""
+    """Tell whether an answer equals the reference and is in a form that may answer it.
+
+    Args:
+        answer, reference: as `canonical` returns them.
+        equal: compares two single expressions, for instance with computer algebra. It is called only for expressions
+            that the rules of this module leave open. Whatever it raises passes through.
+    """
     if _TEXT.fullmatch(reference):
         return _text(answer) == _text(reference)
     (kind, items), (wanted_kind, wanted) = _structure(answer), _structure(reference)
@@ -148,7 +164,7 @@ def matches(answer: str, reference: str, equal: Equal) -> bool:
     bare, wanted_bare = answer[len(name) :], reference[len(wanted_name) :]
     if name + wanted_name and "=" not in bare + wanted_bare:
         return (name == wanted_name or not name or not wanted_name) and matches(bare, wanted_bare, equal)
-    if kind != wanted_kind:  # but an interval may be written as an inequality
+    if kind != wanted_kind:  # the only exception: an interval may be written as an inequality
         inequality = any(sign in answer + reference for sign in ("<", ">", r"\le", r"\ge"))
         return inequality and _in_form(answer, reference) and equal(answer, reference)
     if len(items) != len(wanted):
@@ -166,23 +182,31 @@ def matches(answer: str, reference: str, equal: Equal) -> bool:
 
 
 def readable(answer: str, reference: str) -> bool:
-    """Whether nothing in a canonical answer is foreign to such answers, as prose and integral signs are."""
+    """Tell whether a canonical answer has nothing foreign in it, such as prose or an integral sign.
+
+    Args:
+        answer, reference: as `canonical` returns them.
+    """
     value, _ = _measure(answer)
     return bool(_TEXT.fullmatch(reference)) or (value != "" and _known(value, reference))
 
 
 def _name(text: str) -> str:
-    r"""What stands before a value, as in `x=5`, `x\in[-2,7]`, `(x,y)=(1,2)`."""
+    r"""Return the name before a value, as in `x=5`, `x\in[-2,7]`, `(x,y)=(1,2)`; "" if there is none."""
     match = _NAME.match(text)
     return match[0] if match else ""
 
 
 def _text(text: str) -> str:
+    r"""Strip \text, brackets and full stops from plain text."""
     return text.replace(r"\text", "").strip("(){} .")
 
 
 def _structure(text: str) -> tuple[str, list[str]]:
-    """What a text is, and its parts: "" for a single value, "{}" a list or set, "union", "(]" and so on by brackets."""
+    """Return the kind of a text and its parts.
+
+    The kind is "" for a single value, "{}" for a list or set, "union", or the brackets of a tuple or interval: "(]".
+    """
     if len(sets := _split(text, r"\cup")) > 1:
         return "union", sets
     kind, inner = "", text
@@ -191,7 +215,7 @@ def _structure(text: str) -> tuple[str, list[str]]:
         width = 1 + text.startswith("\\")
         kind, inner = text[width - 1] + text[-1], text[width:-width]
     items = _split(inner, ",", ";")
-    if len(items) == 1 and kind in ("()", "{}") and not text.startswith("\\"):  # they group, and no more
+    if len(items) == 1 and kind in ("()", "{}") and not text.startswith("\\"):  # brackets that only group
         return _structure(inner)
     if kind in ("", "{}"):
         items = [item.replace(r"\pm", sign) for item in items for sign in ("+-" if r"\pm" in item else "+")]
@@ -200,7 +224,7 @@ def _structure(text: str) -> tuple[str, list[str]]:
 
 
 def _same_value(answer: str, reference: str, equal: Equal) -> bool:
-    """Whether two single values agree in number base and unit, and then as numbers or expressions."""
+    """Tell whether two single values agree in number base and unit, and then as numbers or as expressions."""
     if answer.count("=") != reference.count("="):
         return False
     if re.search("[0-9]_", answer + reference):
@@ -218,7 +242,7 @@ def _same_value(answer: str, reference: str, equal: Equal) -> bool:
 
 
 def _number(text: str) -> tuple[Fraction, int] | None:
-    """A literal's value and the places after its decimal point, 0 for a fraction. None for all else, as `10/2`."""
+    """Return the value of a literal and the places after its decimal point (0 for a fraction); None for `10/2` etc."""
     if match := _DECIMAL.fullmatch(text):
         exponent = int(match[2] or 0)
         return Fraction(match[1]) * Fraction(10) ** exponent, max(len(match[1].partition(".")[2]) - exponent, 0)
@@ -230,11 +254,15 @@ def _number(text: str) -> tuple[Fraction, int] | None:
 
 
 def _hundredth(value: Fraction, places: int, unit: str) -> tuple[Fraction, int]:
+    """Divide a percentage by 100, and count its decimal places anew; leave other numbers as they are."""
     return (value / 100, places and places + 2) if unit == "%" else (value, places)
 
 
 def _close(value: Fraction, places: int, other: Fraction, other_places: int) -> bool:
-    """Whether two are equal, or one has no finite decimal and the other is one of six places, rounded or cut off."""
+    """Tell whether two numbers are equal, or one stands for the other.
+
+    A decimal of six places or more, rounded or cut off, stands for a fraction that has no finite decimal.
+    """
     if value == other or all(pow(10, x.denominator.bit_length(), x.denominator) == 0 for x in (value, other)):
         return value == other
     places = max(places, other_places)
@@ -243,7 +271,7 @@ def _close(value: Fraction, places: int, other: Fraction, other_places: int) -> 
 
 
 def _measure(text: str) -> tuple[str, str]:
-    """A value and its unit, "" if there is none."""
+    """Split a text into a value and its unit, which is "" if there is none."""
     for sign, unit in (("%", "%"), (r"^\circ", "degree"), ("$", "dollar")):
         if text.endswith(sign):
             return text.removesuffix(sign), unit
@@ -259,9 +287,9 @@ def _measure(text: str) -> tuple[str, str]:
 
 
 def _is_unit(unit: str) -> bool:
-    """Whether this may follow a number and leave its value alone: `12 cm`, `1234 dollars`, `60 miles per hour`.
+    """Tell whether a word may follow a number without changing its value: `12 cm`, `60 miles per hour`.
 
-    A common abbreviation, or any word of three letters or more with a vowel (`xyz` is no unit).
+    A unit is a common abbreviation, or any word of three letters or more with a vowel (`xyz` is no unit).
     """
     word = re.fullmatch(r"([a-z]+)(?:(?: per |/)[a-z]+)?(?:\^[23])?", unit)
     if word is None or word[1] in _NO_UNITS:
@@ -270,13 +298,14 @@ def _is_unit(unit: str) -> bool:
 
 
 def _same_unit(unit: str, wanted: str) -> bool:
+    """Tell whether a unit may stand where `wanted` is the reference's; plurals are equal, and "" is no unit."""
     if not wanted:
         return not unit or _is_unit(unit)
     return not unit or unit == wanted or unit in (f"{wanted}s", f"{wanted}es") or wanted in (f"{unit}s", f"{unit}es")
 
 
 def _in_form(answer: str, reference: str) -> bool:
-    """Whether an expression has nothing in it that is foreign to the reference, and no more left to work out."""
+    """Tell whether an expression has nothing foreign in it, and no more operations than the reference."""
     if not _known(answer, reference):
         return False
     letters = re.sub(r"\\(?:begin|end|text)\{[^{}]*\}|\\[A-Za-z]+|[^A-Za-z]", "", reference)
@@ -284,6 +313,7 @@ def _in_form(answer: str, reference: str) -> bool:
 
 
 def _known(text: str, reference: str) -> bool:
+    """Tell whether each token is common to answers, or appears in the reference, or is a digit or a letter."""
     tokens = set(_TOKEN.findall(reference))
     known = _COMMON | tokens | (set(_FUNCTIONS) if tokens & set(_FUNCTIONS) else set())
     letters = {letter for token in tokens if token.isalpha() for letter in token}
@@ -295,6 +325,7 @@ def _known(text: str, reference: str) -> bool:
 
 
 def _operations(text: str) -> Counter[str]:
+    """Count the operations on numbers by kind; roots count at most once."""
     return Counter(
         sums=len(re.findall(r"(?<=[A-Za-z0-9.)}])(?<!pmatrix\})[+-]|\\pm", text)),
         roots=r"\sqrt" in text,

@@ -1,9 +1,9 @@
-"""The blocks of a completion: what they are (Block) and where they lie in a text (find_spans). Pure text.
+"""Define the blocks of a completion (Block), and find where they lie in a text (find_spans). Pure text.
 
 A block is a run of consecutive tagged sections. The blocks, in order, cut a completion into contiguous pieces
-(paper, section 3): each ends with the closing tag of its last section, the last one reaches to the end. So
-whatever follows `</answer>`, be it `<analysis>` or an early stop, is a decision of the next block. A block without
-sections is the rest: all up to the opening tag with which the next block begins, or up to the end.
+(paper, section 3). Each block ends with the closing tag of its last section, and the last block reaches to the end.
+So whatever follows `</answer>`, for example `<analysis>` or an early stop, is a decision of the next block. A block
+without sections is the rest: everything up to the opening tag with which the next block begins, or up to the end.
 """
 
 import re
@@ -14,6 +14,7 @@ from itertools import pairwise
 from typing import Any, Literal, get_args
 
 Malformed = Literal["penalise", "mask", "zero"]
+"""The policies for malformed output."""
 
 ANSWER = "answer"
 """The name of the sections that a verifier checks."""
@@ -24,10 +25,14 @@ CONFIDENCE = "confidence"
 
 @dataclass(frozen=True)
 class SectionTags:
-    """The pair of texts around a section. name: how it is referred to; a format may have it more than once.
+    """Hold the pair of tags around a section.
 
-    A closing tag of one's own form counts only where it is due, so that it may be a line's end or a bracket; one like
-    </answer> counts everywhere, and spoils the format where it is not due.
+    A closing tag of the form </name> counts everywhere, and makes the format malformed where it is not due. A closing
+    tag of any other form counts only where it is due, so it may be the end of a line or a bracket.
+
+    Args:
+        name: how the section is referred to. A format may have the same name more than once.
+        opening, closing: the two tags, as the policy writes them.
     """
 
     name: str
@@ -37,12 +42,13 @@ class SectionTags:
 
 @dataclass(frozen=True)
 class Block:
-    """One block of the completion's format.
+    """Describe one block of the format of completions.
 
-    name: how objectives refer to it.
-    tags: those of the sections that it must have, in order; none: the rest.
-    weight: w_k of the loss.
-    malformed: what its objectives give a completion that spoils it, in the place of what holds for all blocks.
+    Args:
+        name: how objectives refer to the block.
+        tags: the tags of the sections that the block must have, in order. A block without any is the rest.
+        weight: w_k in the loss.
+        malformed: the policy for completions in which this block is malformed. None takes the policy of all blocks.
     """
 
     name: str
@@ -53,7 +59,13 @@ class Block:
 
 @dataclass(frozen=True)
 class Section:
-    """The text between one pair of tags. tag: their name. start: its offset in the completion."""
+    """Hold the text between one pair of tags.
+
+    Args:
+        tag: the name of the tags.
+        content: the text.
+        start: the offset of the content in the completion.
+    """
 
     tag: str
     content: str
@@ -62,13 +74,15 @@ class Section:
 
 @dataclass(frozen=True)
 class Spans:
-    """Where the K blocks of one completion lie.
+    """Hold where the K blocks of one completion lie.
 
-    starts: offsets, the first 0; block k is text[starts[k]:starts[k + 1]], the last found one reaches to the end. A
-        block that was never reached has no entry, so len(starts) <= K.
-    well_formed: K flags; a block is well formed if each of its sections was opened and closed, in order.
-    sections: the sections that were read before the format broke, if it did.
-    unfinished: the section in which it broke, up to the next tag or the end; None if it did not break in one.
+    Args:
+        starts: offsets, the first one 0. Block k is text[starts[k]:starts[k + 1]], and the last block found reaches
+            to the end. A block that was never reached has no entry, so len(starts) <= K.
+        well_formed: K flags. A block is well formed if each of its sections was opened and closed, in order.
+        sections: all sections, or those before the point at which the format broke.
+        unfinished: the section in which the format broke, up to the next tag or the end. None if the format did not
+            break inside a section.
     """
 
     starts: tuple[int, ...]
@@ -78,31 +92,17 @@ class Spans:
 
 
 def make_blocks(schema: Mapping[str, Iterable | Mapping]) -> tuple[Block, ...]:
-    """Blocks from plain data: {name: [section, …]} or {name: {sections: [section, …], weight: w, malformed: policy}}.
+    """Make blocks from plain data.
 
-    A section is a word, `answer` for <answer> and </answer>, or {name, opening, closing} for tags of any other form.
-    Raises ValueError for a schema that cannot be read, or under which a block could never end.
+    Args:
+        schema: {name: [section, …]} or {name: {sections: [section, …], weight: w, malformed: policy}}. A section is a
+            word (`answer` stands for <answer> and </answer>), or {name, opening, closing} for tags of any other form.
+
+    Raises:
+        ValueError: if the schema cannot be read, or a block could never end under it.
     """
-    blocks = []
-    for name, value in schema.items():
-        where = f"objectives.blocks.{name}"
-        options: dict[str, Any] = dict(value) if isinstance(value, Mapping) else {"sections": value}
-        unknown = options.keys() - {"sections", "weight", "malformed"}
-        if unknown:
-            raise ValueError(f"{where}: unknown option {sorted(unknown)[0]!r}; known: sections, weight, malformed")
-        malformed = options.get("malformed")
-        if malformed is not None:
-            check_malformed(f"{where}.malformed", malformed)
-        sections = tuple(_tags(where, section) for section in options["sections"] or ())
-        blocks.append(Block(name, sections, float(options.get("weight", 1.0)), malformed))
-    closings: dict[str, str] = {}
-    for block in blocks:
-        for tags in block.tags:
-            if closings.setdefault(tags.opening, tags.closing) != tags.closing:
-                raise ValueError(
-                    f"objectives.blocks.{block.name}: sections that open with {tags.opening!r} close with "
-                    f"{tags.closing!r} and with {closings[tags.opening]!r}; choose one"
-                )
+    blocks = tuple(_make_block(name, value) for name, value in schema.items())
+    _check_closings(blocks)
     if not blocks:
         raise ValueError("objectives.blocks is empty; name at least one block, e.g. completion: [reasoning, answer]")
     for block, following in pairwise(blocks):
@@ -111,16 +111,43 @@ def make_blocks(schema: Mapping[str, Iterable | Mapping]) -> tuple[Block, ...]:
                 f"objectives.blocks.{block.name} has no sections, so it ends where {following.name} begins; but "
                 f"{following.name} has none either"
             )
-    return tuple(blocks)
+    return blocks
+
+
+def _make_block(name: str, value: Iterable | Mapping) -> Block:
+    """Make one block; value: its sections, or a mapping of its options."""
+    where = f"objectives.blocks.{name}"
+    options: dict[str, Any] = dict(value) if isinstance(value, Mapping) else {"sections": value}
+    unknown = options.keys() - {"sections", "weight", "malformed"}
+    if unknown:
+        raise ValueError(f"{where}: unknown option {sorted(unknown)[0]!r}; known: sections, weight, malformed")
+    malformed = options.get("malformed")
+    if malformed is not None:
+        check_malformed(f"{where}.malformed", malformed)
+    tags = tuple(_make_tags(where, section) for section in options["sections"] or ())
+    return Block(name, tags, float(options.get("weight", 1.0)), malformed)
+
+
+def _check_closings(blocks: Iterable[Block]) -> None:
+    """Raise ValueError if an opening tag has two different closing tags."""
+    closings: dict[str, str] = {}
+    for block in blocks:
+        for tags in block.tags:
+            if closings.setdefault(tags.opening, tags.closing) != tags.closing:
+                raise ValueError(
+                    f"objectives.blocks.{block.name}: sections that open with {tags.opening!r} close with "
+                    f"{tags.closing!r} and with {closings[tags.opening]!r}; choose one"
+                )
 
 
 def check_malformed(where: str, policy: str) -> None:
-    """Raises ValueError for what is no policy for malformed output."""
+    """Raise ValueError if `policy` is no policy for malformed output; `where` is the key that the message names."""
     if policy not in get_args(Malformed):
         raise ValueError(f"{where}={policy}: choose {', '.join(get_args(Malformed))}")
 
 
-def _tags(where: str, section: str | Mapping) -> SectionTags:
+def _make_tags(where: str, section: str | Mapping) -> SectionTags:
+    """Make the tags of one section from a word, or from a mapping of name, opening and closing."""
     if isinstance(section, Mapping):
         if section.keys() != {"name", "opening", "closing"} or not all(section.values()):
             raise ValueError(
@@ -135,12 +162,12 @@ def _tags(where: str, section: str | Mapping) -> SectionTags:
 
 
 def tags_named(blocks: Iterable[Block], name: str) -> list[SectionTags]:
-    """The sections of that name, in the order in which a completion has them."""
+    """Return the tags of the sections of that name, in the order in which a completion has them."""
     return [tags for block in blocks for tags in block.tags if tags.name == name]
 
 
 def _find_tags(text: str, blocks: tuple[Block, ...]) -> list[re.Match]:
-    """Every tag that counts where it stands, in order."""
+    """Return every tag that counts at its place in the text, in order."""
     closing = {tags.opening: tags.closing for block in blocks for tags in block.tags}
     found: list[re.Match] = []
     place, due = 0, ""
@@ -152,7 +179,7 @@ def _find_tags(text: str, blocks: tuple[Block, ...]) -> list[re.Match]:
 
 @lru_cache(maxsize=256)
 def _tag_pattern(blocks: tuple[Block, ...], due: str) -> re.Pattern:
-    """The tags that count inside a section that `due` closes; outside of all, where it is empty."""
+    """Match the tags that count inside a section that `due` closes, or outside all sections if `due` is empty."""
     sections = [tags for block in blocks for tags in block.tags]
     texts = {tags.opening for tags in sections} | {due} - {""}
     texts |= {tags.closing for tags in sections if tags.closing == f"</{tags.name}>"}
@@ -161,11 +188,18 @@ def _tag_pattern(blocks: tuple[Block, ...], due: str) -> re.Pattern:
 
 
 def find_spans(text: str, blocks: Sequence[Block]) -> Spans:
-    """Find the blocks by their tags, in one pass, whatever the text.
+    """Find the blocks of a completion by their tags, in one pass.
 
-    The tags of the format must come exactly as it has them, in order, unnested; any text may stand around the sections.
-    At the first tag that is missing, or that is not the one due, the block in which it was met is malformed and takes
-    the rest of the text; later blocks are then absent.
+    The tags must appear exactly as the format has them, in order and not nested. Any text may stand around the
+    sections. At the first tag that is missing, or that is not the one due, the current block is malformed and takes
+    the rest of the text. Later blocks are then absent.
+
+    Args:
+        text: any text.
+        blocks: the K blocks of the format, in order.
+
+    Returns:
+        The spans of the blocks, as offsets in characters of `text`.
     """
     found = _find_tags(text, tuple(blocks))
     starts, well_formed, sections, used = [0], [], [], 0
@@ -200,14 +234,16 @@ def find_spans(text: str, blocks: Sequence[Block]) -> Spans:
 
 
 def _begins(found: Sequence[re.Match], used: int, block: Block) -> int | None:
-    """Where the next tag stands, if it is the one with which `block` begins."""
+    """Return the offset of the next tag if `block` begins with it, or None."""
     due = used < len(found) and found[used].group() == block.tags[0].opening
     return found[used].start() if due else None
 
 
 def read_section(text: str, tag: str) -> str | None:
-    """What stands between `<tag>` and `</tag>`, if each comes exactly once and in this order; for completions whose
-    format is not ours."""
+    """Return the text between `<tag>` and `</tag>`, or None unless each appears exactly once, in this order.
+
+    This is for completions that others generated, in a format of which nothing else is known.
+    """
     opening, closing = f"<{tag}>", f"</{tag}>"
     if text.count(opening) != 1 or text.count(closing) != 1:
         return None

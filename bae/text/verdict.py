@@ -1,10 +1,10 @@
-"""What a verifier says of an answer."""
+"""Define the verdicts of a verifier."""
 
 import enum
 
 
 class Verdict(enum.Enum):
-    """Outcome of one check. TIMEOUT: out of its limits, that is time or memory, or its worker died."""
+    """Name the result of one check. TIMEOUT: the check ran out of time or memory, or its worker process died."""
 
     CORRECT = "correct"
     WRONG = "wrong"

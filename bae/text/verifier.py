@@ -1,20 +1,20 @@
-r"""Verifiers: does the policy's answer equal the reference?
+r"""Decide whether the policy's answer equals the reference.
 
-The answer is hostile text: whatever the policy finds to make a check slow, big or wrong, it will write.
-IntegerVerifier serves generated arithmetic. MathVerifier decides by the text what may be compared (bae.text.answers
-has the
-rule) and has github.com/huggingface/Math-Verify, as arXiv 2602.10231 does, compare the expressions in it, in worker
-processes that can be killed.
+The answer is hostile text: if some text makes a check slow, big or wrong, the policy will find it and write it.
+IntegerVerifier serves generated arithmetic. MathVerifier first decides by the text what may be compared
+(bae.text.answers has the rules). Then github.com/huggingface/Math-Verify compares the expressions, as in
+arXiv 2602.10231, in worker processes that can be killed.
 
-Not guarded, so CORRECT though one might wish it were not:
-- an expression with variables in any form, also that of the question (`(x+1)^2` for x^2+2x+1);
-- a constant that could be simplified but is no longer than the reference (`\sqrt{12}` for 2\sqrt3), a fraction that is
-  not reduced, a value times or over 1;
-- a decimal for a constant that is no fraction, if they agree to the sixth place;
+The following answers are CORRECT, although a stricter verifier could reject them:
+- an expression with variables in any form, even the form of the question (`(x+1)^2` for x^2+2x+1);
+- a constant that could be simplified but is no longer than the reference (`\sqrt{12}` for 2\sqrt3), a fraction that
+  is not reduced, a value multiplied or divided by 1;
+- a decimal for a constant that is no fraction, if the two agree to the sixth place;
 - a unit where the reference has none (`12 cm` for 12), a number where the reference has a percent sign or vice versa;
-- an inequality where the reference is a pair of numbers, as (1,2) may be the interval.
-Right, but not accepted: prose around a right answer, a mark of a choice with its text (`(E) hyperbola`), inequalities
-joined by `or` for a union, one-letter units (`540m`) outside \text, Markdown.
+- an inequality where the reference is a pair of numbers, because (1,2) may be the interval.
+
+The following answers are right, but are not accepted: prose around a right answer, the letter of a choice with its
+text (`(E) hyperbola`), inequalities joined by `or` for a union, one-letter units (`540m`) outside \text, Markdown.
 """
 
 import logging
@@ -35,66 +35,76 @@ from pebble import ProcessExpired, ProcessFuture, ProcessPool
 from bae.text import answers
 from bae.text.verdict import Verdict
 
-Pair = tuple[str, str]  # answer, reference
+Pair = tuple[str, str]
+"""(answer, reference)."""
+Check = Callable[[str, str], Verdict]
+"""Check one answer against one reference, in a worker."""
+Pending = Callable[[], list[Verdict]]
+"""Verdicts that may not be ready yet. A call waits for them, and a second call returns the same verdicts."""
 
 _soft_limit = 0  # bytes of address space; set in the workers only
 
 
-Check = Callable[[str, str], Verdict]
-Pending = Callable[[], list[Verdict]]
-"""Verdicts that may still be in the making; a call waits for them, a further call gives the same again."""
-
-
 class Verifier(Protocol):
-    """Compares answers with references, and with each other; one result per pair, in order."""
+    """Compare answers with references, and with each other. Each method returns one result per pair, in order."""
 
     def submit(self, pairs: Sequence[Pair]) -> Pending:
         """Begin to check (answer, reference) pairs, without waiting.
 
-        Raises ValueError for a bad reference, at once or when the verdicts are asked for.
+        Raises:
+            ValueError: for a bad reference, either at once or when the verdicts are asked for.
         """
 
     def verify(self, pairs: Sequence[Pair]) -> list[Verdict]:
-        """`submit`, and wait for the verdicts."""
+        """Check (answer, reference) pairs, and wait for the verdicts. Raises ValueError for a bad reference."""
 
     def equivalent(self, pairs: Sequence[Pair]) -> list[bool]:
-        """Whether two answers of the policy mean the same, for votes among them.
+        """Tell for each pair of answers of the policy whether they mean the same. Votes among answers need it.
 
-        Symmetric, and True for equal texts, but not transitive: 12 may agree with both `12 cm` and `12 km`. False
-        if either cannot be read or is out of the limits: raises nothing for what answers contain.
+        The relation is symmetric, and True for equal texts, but not transitive: 12 may agree with both `12 cm` and
+        `12 km`. It is False if either answer cannot be read or is out of the limits. No content of an answer makes it
+        raise.
         """
 
     def close(self) -> None:
-        """Drop what is still being checked, and free what checks need; a later call starts anew."""
+        """Drop the checks that are still running, and free what checks need. A later call starts anew."""
 
 
 class IntegerVerifier:
-    """Exact comparison of integers: an optional sign and at most `max_digits` (up to 4300) ASCII digits.
+    """Compare integers exactly.
 
-    Surrounding white space, leading zeros and the sign of zero do not matter: "007" equals 7, "-0" equals 0.
-    Any other answer is UNPARSEABLE; any other reference raises ValueError.
+    An integer is an optional sign and ASCII digits. Surrounding white space, leading zeros and the sign of zero do not
+    matter: "007" equals 7, "-0" equals 0. Any other answer is UNPARSEABLE. Any other reference raises ValueError.
+
+    Args:
+        max_digits: the most digits that an integer may have, up to 4300.
     """
 
     def __init__(self, max_digits: int = 100) -> None:
         self._integer = re.compile(rf"[+-]?[0-9]{{1,{max_digits}}}")
 
     def submit(self, pairs: Sequence[Pair]) -> Pending:
+        """Check the pairs at once, and return the verdicts as pending ones. Raises ValueError for a bad reference."""
         verdicts = [self._compare(answer.strip(), reference.strip()) for answer, reference in pairs]
         return lambda: verdicts
 
     def verify(self, pairs: Sequence[Pair]) -> list[Verdict]:
+        """Check (answer, reference) pairs. Raises ValueError for a bad reference."""
         return self.submit(pairs)()
 
     def equivalent(self, pairs: Sequence[Pair]) -> list[bool]:
+        """Tell for each pair of answers whether they are the same text or the same integer."""
         return [self._same(one.strip(), other.strip()) for one, other in pairs]
 
     def close(self) -> None:
-        pass
+        """Do nothing: no check is ever pending."""
 
     def _same(self, one: str, other: str) -> bool:
+        """Tell whether two texts are equal as texts or as integers."""
         return one == other or (all(map(self._integer.fullmatch, (one, other))) and int(one) == int(other))
 
     def _compare(self, answer: str, reference: str) -> Verdict:
+        """Check one pair of texts without surrounding white space."""
         if not self._integer.fullmatch(reference):
             raise ValueError(f"the reference is not an integer, or too long: {reference!r}")
         if not self._integer.fullmatch(answer):
@@ -103,23 +113,30 @@ class IntegerVerifier:
 
 
 class MathVerifier:
-    r"""math-verify in `workers` spawned processes, at most `timeout` seconds and (on Linux) `memory_mb` MiB per answer.
+    r"""Compare mathematical answers with math-verify, in spawned processes that have limits of time and memory.
 
-    Answers must be in final form; bae.text.answers has the rule. UNPARSEABLE are, unless they equal the reference as
-    text,
-    those that are blank, longer than `max_chars` characters, have anything foreign in them (prose, several boxes,
-    operations that the reference lacks), or are no expression to math-verify. WRONG are other values, and a sum or
-    power where a number is asked for. `equivalent` takes either answer as the reference of the other, and both must
-    be CORRECT, which makes it symmetric.
+    Answers must be in final form (bae.text.answers has the rules). An answer that equals the reference as text is
+    CORRECT. Otherwise an answer is UNPARSEABLE if it is blank, is longer than `max_chars`, has anything foreign in it
+    (prose, several boxes, operations that the reference lacks), or is no expression to math-verify. An answer is WRONG
+    if it has another value, or is a sum or power where a number is asked for. `equivalent` takes each answer as the
+    reference of the other, and both must be CORRECT, so it is symmetric.
 
-    Each distinct pair is checked once per call. An answer out of its limits costs `timeout` seconds and its
-    worker, 1-3 s to replace: n of them take up to n * (timeout + 3) / workers seconds. A reference too slow
-    to parse shows as TIMEOUT as well. Workers start at the first call that needs them and end with close(),
-    the object or the interpreter; a call after close() starts new ones, as does a wait for checks that it dropped.
-    Calls from threads share the workers.
+    Each distinct pair is checked once per call. An answer out of its limits costs `timeout` seconds and its worker,
+    which takes 1-3 s to replace: n such answers take up to n * (timeout + 3) / workers seconds. A reference that is
+    too slow to parse gives TIMEOUT as well. Workers start at the first call that needs them, and end with close(),
+    with the object or with the interpreter. A call after close() starts new ones, and so does waiting for checks that
+    close() dropped. Calls from several threads share the workers.
 
-    Raises ValueError for a reference that is blank or has brackets that do not match (the data's fault, not the
-    policy's), RuntimeError if the workers break down three times in one call.
+    Args:
+        timeout: the most seconds for one answer.
+        memory_mb: the most memory for one answer, in MiB; Linux only.
+        workers: the number of processes.
+        max_chars: the most characters that an answer may have.
+
+    Raises:
+        ValueError: from the methods, for a reference that is blank or whose brackets do not match. That is a fault of
+            the data, not of the policy.
+        RuntimeError: from the methods, if the workers break down three times in one call.
     """
 
     def __init__(self, timeout: float = 2.0, memory_mb: int = 2048, workers: int = 2, max_chars: int = 1000) -> None:
@@ -129,28 +146,32 @@ class MathVerifier:
         self._stop: weakref.finalize[..., Any] | None = None
 
     def submit(self, pairs: Sequence[Pair]) -> Pending:
+        """Begin to check (answer, reference) pairs in the workers, without waiting."""
         for _, reference in pairs:
             if not reference.strip():
                 raise ValueError(f"the reference is blank: {reference!r}")
         return _Checks(self, _check, pairs)
 
     def verify(self, pairs: Sequence[Pair]) -> list[Verdict]:
+        """Check (answer, reference) pairs, and wait for the verdicts."""
         return self.submit(pairs)()
 
     def equivalent(self, pairs: Sequence[Pair]) -> list[bool]:
+        """Tell for each pair of answers whether each is CORRECT when the other is the reference."""
         ordered = [(min(texts), max(texts)) for texts in ((one.strip(), other.strip()) for one, other in pairs)]
         unequal = [pair for pair in ordered if pair[0] != pair[1] and max(map(len, pair)) <= self.max_chars]
         verdicts = dict(zip(unequal, _Checks(self, _check_both_ways, unequal)(), strict=True))
         return [pair[0] == pair[1] or verdicts.get(pair) is Verdict.CORRECT for pair in ordered]
 
     def close(self) -> None:
+        """Stop the workers and drop their checks. A later call starts new ones."""
         with self._lock:
             if self._stop is not None:
                 self._stop()
             self._pool = self._stop = None
 
     def _schedule(self, check: Check, pair: Pair) -> tuple[ProcessPool, ProcessFuture[Verdict]]:
-        """One check, in the queue of the workers. Raises RuntimeError if they cannot be had."""
+        """Put one check into the queue of the workers. Raises RuntimeError if the workers do not start."""
         with self._lock:
             try:
                 if self._pool is not None and not self._pool.active:
@@ -162,6 +183,7 @@ class MathVerifier:
                 raise
 
     def _running_pool(self) -> ProcessPool:
+        """Return the pool of workers, and start one if there is none."""
         if self._pool is None:
             spawn = multiprocessing.get_context("spawn")
             self._pool = ProcessPool(self.workers, 0, _start_worker, (self.memory_mb,), spawn)
@@ -170,7 +192,7 @@ class MathVerifier:
 
 
 class _Checks:
-    """The checks of some pairs, queued at once; a call waits for the verdicts. Each distinct pair is checked once."""
+    """Hold the checks of some pairs, queued at once, each distinct pair once. A call waits for the verdicts."""
 
     def __init__(self, verifier: MathVerifier, check: Check, pairs: Sequence[Pair]) -> None:
         self._verifier, self._check, self._pairs = verifier, check, list(pairs)
@@ -181,7 +203,7 @@ class _Checks:
                 self._verdicts[answer, reference] = Verdict.UNPARSEABLE
             elif answer.strip() == reference.strip():
                 self._verdicts[answer, reference] = Verdict.CORRECT
-        with suppress(RuntimeError):  # the call will try again, and tell
+        with suppress(RuntimeError):  # the call tries again, and then raises
             self._queue()
 
     def __call__(self) -> list[Verdict]:
@@ -191,7 +213,7 @@ class _Checks:
                 self._collect()
                 break
             except BaseException as error:
-                # RuntimeError is a pool that broke or was closed.
+                # A pool that broke or was closed raises RuntimeError.
                 if last_try or not isinstance(error, RuntimeError):
                     self._verifier.close()  # drops the checks still queued
                     raise
@@ -199,17 +221,19 @@ class _Checks:
         return [self._verdicts[pair] for pair in self._pairs]
 
     def _queue(self) -> None:
+        """Queue each pair that has no verdict and is not in the queue yet."""
         for pair in dict.fromkeys(self._pairs):
             if pair not in self._verdicts and pair not in self._queued:
                 self._queued[pair] = self._verifier._schedule(self._check, pair)
 
     def _collect(self) -> None:
+        """Wait for the queued checks and keep their verdicts. Raises RuntimeError if the workers broke down."""
         for pair, (pool, future) in list(self._queued.items()):
             while not future.done():
-                if not pool.active:  # it broke or was closed, and what it had in its queue is never done
+                if not pool.active:  # it broke or was closed, so its queue will never be done
                     raise RuntimeError("the worker processes of the verifier broke down")
                 wait([future], timeout=1.0)
-            error = future.exception()  # not raised when expected: a traceback would tie self into a cycle
+            error = future.exception()  # expected errors are not raised: a traceback would tie self into a cycle
             if isinstance(error, (TimeoutError, ProcessExpired)):
                 self._verdicts[pair] = Verdict.TIMEOUT
             elif error is not None:
@@ -220,12 +244,16 @@ class _Checks:
 
 
 def _stop_pool(pool: ProcessPool) -> None:
+    """Stop the workers and wait until they have ended."""
     pool.stop()
     pool.join()
 
 
 def _peak_address_space() -> int:
-    """Bytes; 0 where the system does not tell (anywhere but Linux), so that there only the time limit holds."""
+    """Return the peak address space of this process in bytes, or 0 if the system does not tell it.
+
+    Only Linux tells it. Elsewhere only the time limit holds.
+    """
     if not os.path.exists("/proc/self/status"):
         return 0
     with open("/proc/self/status") as status:
@@ -233,9 +261,9 @@ def _peak_address_space() -> int:
 
 
 def _start_worker(memory_mb: int) -> None:
-    """Import and warm up math-verify outside the time limit, then limit the memory on top of it."""
+    """Import and warm up math-verify outside the time limit, then limit the memory that a check may add to it."""
     global _soft_limit
-    # pebble's handler is Python code, so a long C call would hold it up until pebble sends SIGKILL 3 s later.
+    # pebble's signal handler is Python code. A long C call would delay it until pebble sends SIGKILL 3 s later.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     for name in ("math_verify", "latex2sympy2_extended"):
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
@@ -244,34 +272,36 @@ def _start_worker(memory_mb: int) -> None:
     if not size:
         return
     resource.setrlimit(resource.RLIMIT_AS, (size + more, size + more))
-    # math-verify swallows most MemoryErrors, and big results stay in caches, where they would starve later
-    # answers. So a worker also leaves after an answer that took it past a quarter of the limit.
+    # math-verify catches most MemoryErrors, and big results stay in caches, where they would take memory from later
+    # answers. So a worker also exits after an answer that took it past a quarter of the limit.
     _soft_limit = size + more // 4
 
 
 def _check(answer: str, reference: str) -> Verdict:
-    """One pair, in a worker."""
+    """Check one pair, in a worker."""
     return _within_limits(_compare(answer, reference))
 
 
 def _check_both_ways(one: str, other: str) -> Verdict:
-    """Two answers, in a worker. CORRECT if each would be, were the other the reference."""
+    """Compare two answers, in a worker. The verdict is CORRECT if each is correct with the other as the reference."""
     if answers.canonical(one) == answers.canonical(other) is not None:
         return Verdict.CORRECT
     try:
         verdict = _compare(one, other)
         return _within_limits(_compare(other, one) if verdict is Verdict.CORRECT else verdict)
-    except ValueError:  # one that is no reference
+    except ValueError:  # one of the answers cannot be a reference
         return Verdict.UNPARSEABLE
 
 
 def _within_limits(verdict: Verdict) -> Verdict:
+    """Return the verdict, or end this worker if it has passed its soft limit of memory."""
     if _soft_limit and _peak_address_space() > _soft_limit:
         os._exit(1)  # pebble reports ProcessExpired
     return verdict
 
 
 def _compare(answer: str, reference: str) -> Verdict:
+    """Compare one answer with one reference. Raises ValueError for a bad reference."""
     wanted = answers.canonical(reference)
     if wanted is None:
         raise ValueError(f"the reference is blank or its brackets do not match: {reference!r}")
@@ -283,8 +313,8 @@ def _compare(answer: str, reference: str) -> Verdict:
     except MemoryError:
         return Verdict.TIMEOUT
     except Exception:
-        # Raised over this answer: too deep (RecursionError), integers of over 4300 digits (ValueError), nan
-        # or zoo, orderings of complex numbers (TypeError), gaps of latex2sympy2 (AttributeError, IndexError).
+        # The answer was too deep (RecursionError), had integers of over 4300 digits (ValueError), nan or zoo, an
+        # ordering of complex numbers (TypeError), or hit a gap of latex2sympy2 (AttributeError, IndexError).
         return Verdict.UNPARSEABLE
     if equal:
         return Verdict.CORRECT
@@ -292,17 +322,17 @@ def _compare(answer: str, reference: str) -> Verdict:
 
 
 def _equal(answer: str, reference: str) -> bool:
-    """Whether two expressions have the same value. Raises ValueError for an answer that is none."""
-    from latex2sympy2_extended import NormalizationConfig  # heavy, so in the workers only
+    """Tell whether two expressions have the same value. Raises ValueError for an answer that is no expression."""
+    from latex2sympy2_extended import NormalizationConfig  # heavy, so imported in the workers only
     from math_verify import LatexExtractionConfig, parse, verify
 
-    # Nothing is cut off: bae.text.answers has dealt with units.
+    # math-verify must cut nothing off, because bae.text.answers has already dealt with units.
     config = [LatexExtractionConfig(normalization_config=NormalizationConfig(malformed_operators=True, nits=True))]
-    # Zero turns off math-verify's own alarms, which cannot interrupt C code. parse gives [expression, text];
-    # reversed, so that equal texts are equal whatever comparing the expressions raises.
+    # A timeout of zero turns off math-verify's own alarms, which cannot interrupt C code. parse returns
+    # [expression, text]. They are reversed, so that equal texts are equal even if comparing the expressions raises.
     gold = parse(f"\\boxed{{{reference}}}", config, parsing_timeout=0)[::-1]
     found = parse(f"\\boxed{{{answer}}}", config, parsing_timeout=0, raise_on_error=True)[::-1]
-    equal = verify(gold, found, timeout_seconds=0, raise_on_error=True, allow_set_relation_comp=True)
+    equal: bool = verify(gold, found, timeout_seconds=0, raise_on_error=True, allow_set_relation_comp=True)
     if not equal and all(isinstance(value, str) for value in found):
         raise ValueError(f"no expression: {answer!r}")
     return equal

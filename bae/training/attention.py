@@ -1,11 +1,12 @@
-"""A place for attention of our own in any transformers model, for passes whose tokens share prompts.
+"""Let any transformers model use attention of our own, in passes whose tokens share prompts.
 
-transformers asks a registry for the attention function that the model's configuration names, and hands keyword
-arguments of the forward call down to it. `share` names one that gives the work to the call's `layout`, where there is
-one, and else to the function that the model had. A model that has been told so encodes a prompt once for all its
-completions, in training (bae.training.packing) and in sampling (bae.rollout.local.engine).
+transformers looks up the attention function that the model's configuration names in a registry, and passes keyword
+arguments of the forward call on to it. `share` registers a function that gives the work to the `layout` of the call.
+Without a layout, it calls the function that the model had before. A model with this function encodes a prompt once for
+all its completions, in training (bae.training.packing) and in sampling (bae.rollout.local.engine).
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
 
@@ -15,26 +16,37 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 PREFIX = "bae_over_"
+"""The name in the registry is this prefix and the name of the function that the model had before."""
 
 
 class Layout(Protocol):
-    """Which tokens of a forward pass see which."""
+    """Decide which tokens of a forward pass see which."""
 
     longest: int
-    """Tokens of the longest sequence."""
+    """The number of tokens of the longest sequence."""
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        """query: (B, H, S, D). key, value: (B, H_kv, S, D), those of the tokens of this pass. Returns (B, S, H, D)."""
+        """Compute attention in one layer.
+
+        Args:
+            layer: its index.
+            query: (B, H, S, D).
+            key, value: (B, H_kv, S, D), of the tokens of this pass.
+            scaling: multiplies the products of queries and keys.
+
+        Returns:
+            (B, S, H, D).
+        """
         ...
 
 
 def share(model: Any) -> None:
-    """Let `model` take a `layout`; without one it computes what it did before. Calling it again changes nothing."""
+    """Let `model` take a `layout`. Without one it computes the same as before. A second call changes nothing."""
     for config in {id(c): c for c in (model.config, model.config.get_text_config())}.values():
         before = config._attn_implementation
         if before.startswith(PREFIX):
             continue
-        # "eager" is each model's own function and in no registry.
+        # "eager" is each model's own function, and in no registry.
         inner = before if before in ALL_ATTENTION_FUNCTIONS else "sdpa"
         if PREFIX + inner not in ALL_ATTENTION_FUNCTIONS:
             ALL_ATTENTION_FUNCTIONS.register(PREFIX + inner, partial(_attend, ALL_ATTENTION_FUNCTIONS[inner]))
@@ -43,34 +55,53 @@ def share(model: Any) -> None:
 
 
 def is_shared(model: Any) -> bool:
-    """Whether `share` was called."""
-    return model.config._attn_implementation.startswith(PREFIX)
+    """Tell whether `share` was called for this model."""
+    return str(model.config._attn_implementation).startswith(PREFIX)
 
 
 def run(model: Any, ids: Tensor, positions: Tensor, layout: Layout) -> Tensor:
-    """Hidden states of the last layer, (B, S, width), of a pass whose attention is the layout's.
+    """Run a pass whose attention is that of the layout.
 
-    ids, positions: (B, S). Raises ValueError for a model whose attention cannot be told.
+    Args:
+        model: a causal language model for which `share` was called.
+        ids, positions: (B, S) long.
+        layout: of the tokens.
+
+    Returns:
+        The hidden states of the last layer, (B, S, width).
+
+    Raises:
+        ValueError: if the model's attention has a sliding window, a soft cap or sinks that would matter.
     """
-    # A mask of four dimensions is taken as it is, so that transformers makes none of its own.
+    # transformers takes a mask of four dimensions as it is, and makes none of its own.
     mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=ids.device)
-    return model.get_decoder()(
+    out = model.get_decoder()(
         input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False, layout=layout
-    ).last_hidden_state
+    )
+    hidden: Tensor = out.last_hidden_state
+    return hidden
 
 
 @torch.compiler.disable  # shapes differ from call to call, and the loops are over Python lists
 def _attend(
-    inner: Any, module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, scaling: float,
-    layout: Layout | None = None, **others: Any,
-) -> tuple[Tensor, None]:  # fmt: skip
+    inner: Callable[..., tuple[Tensor, Tensor | None]],
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Any,
+    scaling: float,
+    layout: Layout | None = None,
+    **others: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Compute attention by the layout, or by `inner` if there is none; as transformers calls attention functions."""
     if layout is None:
         return inner(module, query, key, value, attention_mask, scaling=scaling, **others)
     window = others.get("sliding_window")
     if (window is not None and window < layout.longest) or any(others.get(x) is not None for x in ("softcap", "s_aux")):
         raise ValueError(
-            f"{type(module).__name__} has a sliding window, a soft cap or sinks, which attention with shared prompts "
-            "has not; set model.shared_prefix=false"
+            f"{type(module).__name__} has a sliding window, a soft cap or sinks, and attention with shared prompts "
+            "does not support them; set model.shared_prefix=false"
         )
     if torch.is_autocast_enabled(query.device.type):
         dtype = torch.get_autocast_dtype(query.device.type)

@@ -1,9 +1,14 @@
-"""Attention of completions that share prompts: each sees its prompt and its own past, and no prompt is copied.
+"""Compute attention of completions that share prompts: each sees its prompt and its own past. Pure torch.
 
     P  prompts     n  completions of a prompt     T  tokens of a completion     L  tokens of a prompt
     h  key and value heads     r  query heads of each     D  width of a head
 
-All is padded on the right. Pure torch. GPUs in half precision have kernels of their own: bae.training.attention_gpu.
+Everything is padded on the right. On a CPU, no prompt is copied. GPUs in half precision have kernels of their own: see
+bae.training.attention_gpu.
+
+Why no library does it: torch's scaled_dot_product_attention needs the keys of the prompt copied for each completion
+(`_dense` does this for devices other than CPUs). flex_attention needs no copies, but it refuses a backward pass on
+CPUs in torch 2.13.
 """
 
 import math
@@ -16,26 +21,45 @@ from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
 TILE = 2**22
-"""Scores made at a time on a CPU: enough to keep its cores busy, too few to take memory that counts."""
+"""The scores made at a time on a CPU: enough to keep its cores busy, and few enough to take little memory."""
 
 
 def shared_attention(
-    query: Tensor, key: Tensor, value: Tensor, prompt_key: Tensor, prompt_value: Tensor,
-    prompts: Sequence[int], widths: Sequence[int],
-) -> Tensor:  # fmt: skip
-    """query: (P, h, n, r, T, D), scaled. key, value: (P, h, n, T, D). prompt_key, prompt_value: (P, h, L, D), L may be
-    0.
-    prompts, widths: of each prompt, its tokens and those of its longest completion. Returns (P, h, n, r, T, D); what
-    stands at padding is of no use."""
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    prompt_key: Tensor,
+    prompt_value: Tensor,
+    prompts: Sequence[int],
+    widths: Sequence[int],
+) -> Tensor:
+    """Compute the attention of completions over their prompts and their own past.
+
+    Args:
+        query: (P, h, n, r, T, D), already scaled.
+        key, value: (P, h, n, T, D), of the completions.
+        prompt_key, prompt_value: (P, h, L, D); L may be 0.
+        prompts: the number of tokens of each prompt.
+        widths: the number of tokens of the longest completion of each prompt.
+
+    Returns:
+        (P, h, n, r, T, D). The values at padding have no meaning.
+    """
     attend = _Tiled.apply if query.device.type == "cpu" else _dense
-    return attend(query, key, value, prompt_key, prompt_value, tuple(prompts), tuple(widths))
+    out: Tensor = attend(query, key, value, prompt_key, prompt_value, tuple(prompts), tuple(widths))
+    return out
 
 
 def _dense(
-    query: Tensor, key: Tensor, value: Tensor, prompt_key: Tensor, prompt_value: Tensor,
-    prompts: Sequence[int], widths: Sequence[int],
-) -> Tensor:  # fmt: skip
-    """By torch's kernels, which want the keys of the prompt copied for each completion."""
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    prompt_key: Tensor,
+    prompt_value: Tensor,
+    prompts: Sequence[int],
+    widths: Sequence[int],
+) -> Tensor:
+    """Use torch's kernels, which need the keys of the prompt copied for each completion."""
     out = []
     for p, (length, width) in enumerate(zip(prompts, widths, strict=True)):
         q = query[p, :, :, :, :width].permute(1, 0, 2, 3, 4).flatten(1, 2)  # (n, h * r, T, D)
@@ -51,9 +75,13 @@ def _dense(
 
 
 class _Tile(NamedTuple):
-    """Some queries: of prompts, heads, completions and tokens; and how many keys of the prompts and of the past they
-    see.
-    lengths: tokens of each of the prompts."""
+    """Select some queries, and the keys that they see.
+
+    Args:
+        prompts, heads, completions, tokens: the queries, as slices of each dimension. The queries see their past up to
+            the end of `tokens`.
+        lengths: the number of tokens of each of the prompts.
+    """
 
     prompts: slice
     heads: slice
@@ -62,19 +90,20 @@ class _Tile(NamedTuple):
     lengths: Sequence[int]
 
     def queries(self, x: Tensor) -> Tensor:
-        """Of (P, h, n, r, T, D)."""
+        """Select the queries of (P, h, n, r, T, D)."""
         return x[self.prompts, self.heads, self.completions, :, self.tokens]
 
     def past(self, x: Tensor) -> Tensor:
-        """Of (P, h, n, T, D)."""
+        """Select the past of the queries from (P, h, n, T, D)."""
         return x[self.prompts, self.heads, self.completions, : self.tokens.stop]
 
     def before(self, x: Tensor) -> Tensor:
-        """Of (P, h, L, D)."""
+        """Select the prompts of the queries from (P, h, L, D)."""
         return x[self.prompts, self.heads, : max(self.lengths)]
 
 
 def _tiles(query: Tensor, prompts: Sequence[int], widths: Sequence[int]) -> Iterator[_Tile]:
+    """Cut all queries into tiles that have about TILE scores each."""
     count, heads, completions, r = query.shape[:4]
     whole = max(1, TILE // (heads * completions * r * max(widths) * (max(prompts) + max(widths))))
     for p in range(0, count, whole):
@@ -86,18 +115,33 @@ def _tiles(query: Tensor, prompts: Sequence[int], widths: Sequence[int]) -> Iter
         for h in range(0, heads, some_heads):
             for n in range(0, completions, some_rows):
                 for t in range(0, width, some_tokens):
-                    stop = min(t + some_tokens, width)
-                    yield _Tile(slice(p, p + whole), slice(h, h + some_heads), slice(n, n + some_rows),
-                                slice(t, stop), prompts[p : p + whole])  # fmt: skip
+                    yield _Tile(
+                        slice(p, p + whole),
+                        slice(h, h + some_heads),
+                        slice(n, n + some_rows),
+                        slice(t, min(t + some_tokens, width)),
+                        prompts[p : p + whole],
+                    )
 
 
 class _Tiled(torch.autograd.Function):
-    """Matrix products over all completions of a prompt. The scores of a tile are made again in the backward pass, as in
-    FlashAttention (arXiv 2205.14135), so that none is kept."""
+    """Use matrix products over all completions of a prompt, tile by tile.
+
+    The scores of a tile are made again in the backward pass, as in FlashAttention (arXiv 2205.14135), so no scores are
+    kept.
+    """
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, prompt_key: Tensor, prompt_value: Tensor,
-                prompts: Sequence[int], widths: Sequence[int]) -> Tensor:  # fmt: skip
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        prompt_key: Tensor,
+        prompt_value: Tensor,
+        prompts: Sequence[int],
+        widths: Sequence[int],
+    ) -> Tensor:
         ctx.save_for_backward(query, key, value, prompt_key, prompt_value)
         ctx.sizes = prompts, widths
         out = torch.zeros_like(query)
@@ -130,7 +174,7 @@ class _Tiled(torch.autograd.Function):
 
 
 def _products(q: Tensor, k: Tensor, pk: Tensor) -> Tensor:
-    """(p, h, n, r, t, l + b) in fp32: of each query with the keys of its prompt, then with those of its past."""
+    """Multiply each query with the keys of its prompt, then with those of its past; (p, h, n, r, t, l + b), fp32."""
     (p, h, n, r, t, d), b, l = q.shape, k.shape[3], pk.shape[2]  # noqa: E741
     out = torch.empty(p, h, n, r, t, l + b, dtype=torch.promote_types(q.dtype, torch.float))
     out[..., l:] = (q.reshape(p * h * n, r * t, d) @ k.reshape(p * h * n, b, d).mT).view(p, h, n, r, t, b)
@@ -140,6 +184,7 @@ def _products(q: Tensor, k: Tensor, pk: Tensor) -> Tensor:
 
 
 def _probabilities(q: Tensor, k: Tensor, pk: Tensor, tile: _Tile) -> Tensor:
+    """Return the softmax of the scores, without future tokens and padding; (p, h, n, r, t, l + b)."""
     scores, length = _products(q, k, pk), pk.shape[2]
     future = torch.ones(q.shape[4], k.shape[3], dtype=torch.bool).triu(1 + tile.tokens.start)
     scores[..., length:].masked_fill_(future, -math.inf)
@@ -150,15 +195,18 @@ def _probabilities(q: Tensor, k: Tensor, pk: Tensor, tile: _Tile) -> Tensor:
 
 
 def _halves(weights: Tensor, k: Tensor, pk: Tensor) -> tuple[Tensor, Tensor]:
-    """(p, h, n, r, t, l + b) as two for matrix products, (p * h * n, r * t, b) and (p * h, n * r * t, l), in the dtype
-    of the keys."""
+    """Split (p, h, n, r, t, l + b) for matrix products with the past and with the prompt.
+
+    Returns:
+        (p * h * n, r * t, b) and (p * h, n * r * t, l), in the dtype of the keys.
+    """
     (p, h, n, r, t, _), b, l = weights.shape, k.shape[3], pk.shape[2]  # noqa: E741
     own, before = weights[..., l:].to(k.dtype), weights[..., :l].to(k.dtype)
     return own.reshape(p * h * n, r * t, b), before.reshape(p * h, n * r * t, l)
 
 
 def _mixed(weights: tuple[Tensor, Tensor], own: Tensor, before: Tensor) -> Tensor:
-    """(p, h, n, r * t, D): sums of own, (p, h, n, b, D), and before, (p, h, l, D), by weights, as of _halves."""
+    """Sum own, (p, h, n, b, D), and before, (p, h, l, D), with the weights of _halves; (p, h, n, r * t, D)."""
     (p, h, n, _, d), t = own.shape, weights[0].shape[1]
     out = (weights[0] @ own.reshape(p * h * n, -1, d)).view(p, h, n, t, d)
     if before.shape[2]:
@@ -167,9 +215,13 @@ def _mixed(weights: tuple[Tensor, Tensor], own: Tensor, before: Tensor) -> Tenso
 
 
 def _gathered(weights: tuple[Tensor, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
-    """The reverse: what x, (p, h, n, r, t, D), gives to the past, (p, h, n, b, D), and to the prompt, (p, h, l, D)."""
+    """Do the reverse of _mixed: spread x, (p, h, n, r, t, D), over the past and the prompt.
+
+    Returns:
+        (p, h, n, b, D) and (p, h, l, D).
+    """
     p, h, n, r, t, d = x.shape
-    # The small factor is the one that is turned round, for turning copies.
+    # The small factor is the one that is transposed, because transposing copies it.
     own = x.reshape(p * h * n, r * t, d).mT @ weights[0]
     before = x.reshape(p * h, n * r * t, d).mT @ weights[1]
     return own.mT.unflatten(0, (p, h, n)), before.mT.unflatten(0, (p, h))

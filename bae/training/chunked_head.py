@@ -1,4 +1,12 @@
-"""Log-probabilities and entropies from hidden states, without logits of all tokens at once. Pure torch."""
+"""Compute log-probabilities and entropies from hidden states, without the logits of all tokens at once. Pure torch.
+
+Here the logits are made part by part, and again in the backward pass, so their memory does not grow with the number of
+tokens.
+
+Why no library does it: torch's `log_softmax` and `cross_entropy` need all (M, V) logits in memory, and keep them for
+the backward pass. `linear_cross_entropy` of torch 2.13 can work in chunks too, but it returns no entropy, and in
+chunks it computes gradients in the forward pass, when the clipped loss does not yet know the weights of the tokens.
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,24 +15,35 @@ import torch
 from torch import Tensor
 
 LOGITS = 2**26
-"""Logits that are there at a time: enough tokens for matrix products at full speed."""
+"""The most logits in memory at a time: enough tokens for matrix products at full speed."""
 SLICE = 2**20
-"""Logits that are worked on at a time on a CPU: few enough to stay in its cache."""
+"""The most logits that a CPU works on at a time: few enough to stay in its cache."""
 
 
 def head_log_probs(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """Log-probability of each id and entropy of its distribution, in nats, at the sampling temperature; (M,) each, in
-    fp32 or more. Differentiable in hidden, weight and bias; the backward pass makes the logits again.
+    """Compute the log-probability of each id and the entropy of its distribution, at the sampling temperature.
 
-    hidden: (M, W). weight: (V, W) and bias: (V,), of the language model's head. ids: (M,).
+    The result is differentiable in hidden, weight and bias. The backward pass makes the logits again.
+
+    Args:
+        hidden: (M, W), the states of M tokens.
+        weight: (V, W), of the head of the language model.
+        bias: (V,) or None, of the head.
+        ids: (M,) long.
+        temperature: divides the logits.
+
+    Returns:
+        The log-probabilities and the entropies, (M,) each, in nats and in fp32 or more.
     """
     log_p, entropy = _Chunked.apply(hidden, weight, bias, ids, temperature)
     return log_p, entropy
 
 
 class _Chunked(torch.autograd.Function):
+    """Make the logits part by part, in the forward pass and again in the backward pass."""
+
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor, temperature: float
@@ -44,7 +63,7 @@ class _Chunked(torch.autograd.Function):
                 shifted = torch.log(total)
                 log_sum[at] = shifted + top
                 log_p[at] = chosen - log_sum[at]
-                # -inf * 0 where a logit is -inf
+                # The clamp avoids -inf * 0 where a logit is -inf.
                 entropy[at] = shifted - torch.linalg.vecdot(p, z.clamp_(min=torch.finfo(exact).min)) / total
         ctx.save_for_backward(hidden, weight, bias, ids, entropy, log_sum)
         ctx.temperature = temperature
@@ -52,11 +71,11 @@ class _Chunked(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, d_log_p: Tensor, d_entropy: Tensor) -> Any:
-        """d log p(id) / dz = (1[id] - p) and d H / dz = -p (log p + H), z the logits over the temperature."""
+        """Use d log p(id) / dz = 1[id] - p and dH / dz = -p (log p + H), with z the logits over the temperature."""
         hidden, weight, bias, ids, entropy, log_sum = ctx.saved_tensors
         exact = entropy.dtype
         d_hidden = torch.empty_like(hidden)
-        # fp32, so that many small parts add up.
+        # Sums of many small parts need fp32.
         d_weight = torch.zeros_like(weight, dtype=exact) if weight.requires_grad else None
         d_bias = torch.zeros_like(bias, dtype=exact) if bias is not None and bias.requires_grad else None
         entropy_counts = bool(d_entropy.any())
@@ -65,15 +84,15 @@ class _Chunked(torch.autograd.Function):
             logits = torch.nn.functional.linear(hidden[part], weight, bias)
             for rows in _slices(logits):
                 at = slice(part.start + rows.start, part.start + rows.stop)
-                column = lambda x: x[at].unsqueeze(1)  # noqa: B023, E731
-                log_q = torch.sub(logits[rows].to(exact) / ctx.temperature, column(log_sum))
+                to_log_p = d_log_p[at].unsqueeze(1)
+                log_q = torch.sub(logits[rows].to(exact) / ctx.temperature, log_sum[at].unsqueeze(1))
                 q = log_q.exp()
                 if entropy_counts:
-                    log_q.clamp_(min=torch.finfo(exact).min).add_(column(entropy)).mul_(column(d_entropy))
-                    q.mul_(log_q.add_(column(d_log_p)).neg_())
+                    log_q.clamp_(min=torch.finfo(exact).min).add_(entropy[at].unsqueeze(1))
+                    q.mul_(log_q.mul_(d_entropy[at].unsqueeze(1)).add_(to_log_p).neg_())
                 else:
-                    q.mul_(-column(d_log_p))
-                logits[rows] = q.scatter_add_(1, column(ids), column(d_log_p))
+                    q.mul_(-to_log_p)
+                logits[rows] = q.scatter_add_(1, ids[at].unsqueeze(1), to_log_p)
             torch.mm(logits, weight, out=d_hidden[part])
             if d_weight is not None:
                 if exact == weight.dtype:
@@ -82,14 +101,17 @@ class _Chunked(torch.autograd.Function):
                     d_weight += logits.T @ hidden[part]
             if d_bias is not None:
                 d_bias += logits.sum(0, dtype=exact)
-        return (d_hidden, None if d_weight is None else d_weight.to(weight.dtype),
-                None if d_bias is None else d_bias.to(bias.dtype), None, None)  # fmt: skip
+        to_weight = None if d_weight is None else d_weight.to(weight.dtype)
+        to_bias = None if d_bias is None else d_bias.to(bias.dtype)
+        return d_hidden, to_weight, to_bias, None, None
 
 
 def _parts(count: int, size: int) -> Iterator[slice]:
+    """Cut `count` rows into parts of `size` rows or less."""
     return (slice(i, min(i + size, count)) for i in range(0, count, size))
 
 
 def _slices(logits: Tensor) -> Iterator[slice]:
+    """Cut logits into rows that stay in the cache of a CPU; elsewhere they stay in one piece."""
     size = len(logits) if logits.device.type != "cpu" else max(1, SLICE // logits.shape[1])
     return _parts(len(logits), size)

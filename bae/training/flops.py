@@ -1,8 +1,8 @@
-"""Floating-point operations that a step cannot do without, and how many a second a device is good for. Pure torch.
+"""Count the floating-point operations that a step needs, and measure how many a device can do per second. Pure torch.
 
-What is done twice counts once: old log-probabilities, gradient checkpointing, logits that are made again, a prompt in
-several micro-batches. So do norms, rotations, activations and softmax count for nothing; matrix products are what takes
-the time. A product of (a, b) and (b, c) has 2abc operations, and its backward pass twice as many.
+Work that is done twice counts once: old log-probabilities, gradient checkpointing, logits that are made again, a prompt
+in several micro-batches. Only matrix products count, because they take the time; norms, rotations, activations and
+softmax do not. A product of (a, b) and (b, c) has 2abc operations, and its backward pass has twice as many.
 """
 
 from collections.abc import Callable
@@ -16,13 +16,18 @@ from torch import Tensor
 from bae.batch import SampledTokens
 
 SMALLEST, LARGEST_ON_CPU, LARGEST = 256, 2048, 8192
-"""Sides of the squares that matmul_rate multiplies."""
+"""The sides of the square matrices that matmul_rate multiplies: the first, and the largest on a CPU and elsewhere."""
 
 
 @dataclass(frozen=True)
 class ModelSize:
-    """layers: weights that multiply the state of each token. head: those that make its logits. pair: operations for
-    each query and each key that it sees, in all layers."""
+    """Hold the sizes of a model that decide how many operations it needs.
+
+    Args:
+        layers: the number of weights that multiply the state of each token.
+        head: the number of weights that make the logits of a token.
+        pair: operations for each pair of a query and a key that it sees, in all layers together.
+    """
 
     layers: int
     head: int
@@ -30,10 +35,11 @@ class ModelSize:
 
 
 def model_size(model: Any) -> ModelSize:
-    """Of a causal language model of transformers, with whole weights.
+    """Measure a causal language model of transformers whose weights are not sharded.
 
-    Of a mixture's experts (`…experts…` among the modules), those that a token goes to count, if the configuration tells
-    by num_experts_per_tok how many these are, else all. Every layer counts as one of full attention.
+    In a mixture of experts (modules named `experts`), only the experts that a token goes to count. If the configuration
+    does not tell how many these are (num_experts_per_tok), all experts count. Every layer counts as one with full
+    attention.
     """
     head = model.get_output_embeddings().weight
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)} | {id(head)}
@@ -46,35 +52,49 @@ def model_size(model: Any) -> ModelSize:
 
 
 def _active_share(config: Any) -> float:
+    """Return the share of the experts that a token goes to, or 1 if there are none."""
     names = ("num_local_experts", "num_experts", "n_routed_experts")
     experts = next((found for name in names if (found := getattr(config, name, None))), None)
     return (getattr(config, "num_experts_per_tok", None) or experts) / experts if experts else 1.0
 
 
 def _pair_flops(config: Any) -> int:
-    """A product of query and key, and one of weight and value, in each head of each layer."""
+    """Count one product of query and key, and one of weight and value, in each head of each layer."""
     heads = config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
-    key = getattr(config, "qk_head_dim", None) or width  # with latent attention, head_dim is the rotated part alone
+    key = getattr(config, "qk_head_dim", None) or width  # with latent attention, head_dim is only the rotated part
     value = getattr(config, "v_head_dim", None) or width
-    return 2 * config.num_hidden_layers * heads * (key + value)
+    return int(2 * config.num_hidden_layers * heads * (key + value))
 
 
 def update_flops(size: ModelSize, samples: SampledTokens, group_size: int) -> int:
-    """Of a forward and a backward pass over completions, group by group, each group's prompt once; all weights are
-    trained. Logits are of completion tokens alone."""
+    """Count the operations of a forward and a backward pass in which all weights are trained.
+
+    The prompt of each group is encoded once, and only completion tokens have logits.
+
+    Args:
+        size: of the model.
+        samples: N completions, group by group.
+        group_size: G.
+    """
     return 3 * (_state_flops(size, samples, group_size) + 2 * size.head * int(samples.completion_mask.sum()))
 
 
 def decoding_flops(size: ModelSize, samples: SampledTokens, group_size: int) -> int:
-    """Of sampling them with a cache: each group's prompt is read once, and so are the logits that follow it."""
+    """Count the operations of sampling with a cache. The prompt of each group is read once, with one row of logits.
+
+    Args:
+        size: of the model.
+        samples: N completions, group by group.
+        group_size: G.
+    """
     prompts = len(samples.completion_mask) // group_size
     logits = prompts + int(_fed(samples).sum())
     return _state_flops(size, samples, group_size) + 2 * size.head * logits
 
 
 def _state_flops(size: ModelSize, samples: SampledTokens, group_size: int) -> int:
-    """Of the layers, forward: a prompt sees itself, a completion its prompt and itself."""
+    """Count the operations of the layers, forward. A prompt sees itself; a completion sees its prompt and itself."""
     prompt, fed = samples.prompt_mask[::group_size].sum(1), _fed(samples)
     before = prompt.repeat_interleave(group_size)
     pairs = (prompt * (prompt + 1) // 2).sum() + (fed * before + fed * (fed + 1) // 2).sum()
@@ -82,20 +102,25 @@ def _state_flops(size: ModelSize, samples: SampledTokens, group_size: int) -> in
 
 
 def _fed(samples: SampledTokens) -> Tensor:
-    """(N,): tokens of each completion that something is predicted from, which are all but the last."""
+    """Return the number of tokens of each completion from which another is predicted: all but the last; (N,)."""
     return (samples.completion_mask.sum(1) - 1).clamp(min=0)
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.4) -> float:
-    """Floating-point operations a second of the fastest of some products of square matrices, in about that time.
+    """Measure the floating-point operations per second of the fastest product of square matrices.
 
-    The squares grow up to 2048 on a CPU and 8192 elsewhere, as long as there is time for larger ones. The draws of the
-    run are left alone.
+    The matrices grow up to a side of 2048 on a CPU and 8192 elsewhere, as long as there is time for larger ones. The
+    run's own random draws are not touched.
+
+    Args:
+        device: to measure.
+        dtype: of the matrices.
+        seconds: about how long to measure.
     """
     draw = torch.Generator(device).manual_seed(0)
     side, largest = SMALLEST, LARGEST_ON_CPU if device.type == "cpu" else LARGEST
     multiply = _squares(side, dtype, draw)
-    multiply()  # the first one loads libraries, which takes its own time
+    multiply()  # the first product loads libraries, which would be measured too
     took, best, end = 0.0, 0.0, perf_counter() + seconds
     while (left := end - perf_counter()) > took:
         took = multiply()
@@ -107,7 +132,7 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.4) 
 
 
 def _squares(side: int, dtype: torch.dtype, draw: torch.Generator) -> Callable[[], float]:
-    """Multiplies two of them and returns the seconds that it took."""
+    """Make two square matrices, and return a function that multiplies them and returns the seconds that it took."""
     a, b = (torch.rand(side, side, generator=draw, device=draw.device).to(dtype) for _ in range(2))
     out = torch.empty_like(a)
 

@@ -1,54 +1,61 @@
-"""The policy's distributions over the tokens of sampled completions: one forward pass; and the flat gradient of what is
-made of them."""
+"""The policy's distributions over the tokens of sampled completions, from one forward pass, and flat gradients."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from bae.batch import SampledTokens
+from bae.batch import ForwardResult, SampledTokens
 from bae.method.losses import log_probs_and_entropy
 from bae.method.stated_numbers import Decisions, candidate_log_probs, expected
 from bae.training import attention
+from bae.training.causal_lm import CausalLM
 from bae.training.chunked_head import head_log_probs
 from bae.training.packing import Packing, PrefetchedPrompt, micro_batches
 
 
-class ForwardResult(NamedTuple):
-    """Of B completions and their (B, T') tokens, T' the longest among them, on the model's device.
-
-    log_p, entropy: (B, T'), of each token and of the distribution that it was drawn from, in nats, at the sampling
-    temperature; some finite numbers outside the mask. logits_at: (B, D) positions, negative for none -> (B, D, V).
-    """
-
-    log_p: Tensor
-    entropy: Tensor
-    logits_at: Callable[[Tensor], Tensor]
-
-
 def completion_pass(
-    model: Any, samples: SampledTokens, rows: Tensor, temperature: float,
-    prefetched: PrefetchedPrompt | None = None, to_complete: PrefetchedPrompt | None = None,
-) -> ForwardResult:  # fmt: skip
-    """rows: (B,) long. A prompt is encoded once for the neighbours that share it, and there are never logits of all
-    tokens, if the model has been told (bae.training.attention.share); else by plain rows and whole logits. prefetched,
-    to_complete: see
-    bae.training.packing.Packing."""
+    model: CausalLM,
+    samples: SampledTokens,
+    rows: Tensor,
+    temperature: float,
+    prefetched: PrefetchedPrompt | None = None,
+    to_complete: PrefetchedPrompt | None = None,
+) -> ForwardResult:
+    """Run the policy over the completions `rows`.
+
+    If the model was told to share prompts (bae.training.attention.share), a prompt is encoded once for the neighbours
+    that share it, and the logits of all tokens never exist at once. Otherwise the rows are padded and the logits whole.
+
+    Args:
+        model: the policy.
+        samples: N completions.
+        rows: (B,) long.
+        temperature: of sampling.
+        prefetched, to_complete: see bae.training.packing.Packing.
+    """
     with _checkpointing(model):
         if attention.is_shared(model):
             return _packed_pass(model, samples, rows, temperature, prefetched, to_complete)
         logits, ids = completion_logits(model, samples, rows)
     log_p, entropy = log_probs_and_entropy(logits, ids, temperature)
     batch = torch.arange(len(rows), device=logits.device).unsqueeze(1)
-    return ForwardResult(log_p, entropy, lambda position: logits[batch, position.clamp(min=0)])
+
+    def logits_at(position: Tensor) -> Tensor:
+        return logits[batch, position.clamp(min=0)]
+
+    return ForwardResult(log_p, entropy, logits_at, temperature)
 
 
-def completion_logits(model: Any, samples: SampledTokens, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, T', V) logits, those at t the distribution from which token t was drawn, and the (B, T') tokens, T' the
-    longest completion among `rows`; both on the model's device. Padded rows, prompt by prompt again."""
+def completion_logits(model: CausalLM, samples: SampledTokens, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the logits of all completion tokens, from padded rows in which each completion has its own prompt.
+
+    Returns:
+        logits: (B, T', V). Those at t are the distribution from which token t was drawn.
+        ids: (B, T'), the tokens. T' is the longest completion among `rows`. Both are on the model's device.
+    """
     mask = samples.completion_mask[rows]
     width = int(mask.sum(1).max())
     start = int(samples.prompt_mask[rows].int().argmax(1).min())
@@ -66,13 +73,14 @@ def completion_logits(model: Any, samples: SampledTokens, rows: Tensor) -> tuple
 
 
 def _packed_pass(
-    model: Any,
+    model: CausalLM,
     samples: SampledTokens,
     rows: Tensor,
     temperature: float,
     prefetched: PrefetchedPrompt | None,
     to_complete: PrefetchedPrompt | None,
 ) -> ForwardResult:
+    """Run the policy over one row of tokens without padding, each prompt once."""
     mask = samples.completion_mask[rows]
     mask = mask[:, : int(mask.sum(1).max())].to(model.device)
     ids = samples.completion_ids[rows, : mask.shape[1]].to(model.device)
@@ -85,16 +93,20 @@ def _packed_pass(
     flat = head_log_probs(hidden, weight, bias, ids[mask], temperature)
     log_p, entropy = (torch.zeros(mask.shape, dtype=x.dtype, device=x.device).masked_scatter(mask, x) for x in flat)
     first = mask.sum(1).cumsum(0) - mask.sum(1)
-    logits_at = lambda position: torch.nn.functional.linear(  # noqa: E731
-        hidden[(first.unsqueeze(1) + position.clamp(min=0)).clamp(max=len(hidden) - 1)], weight, bias
-    )
-    return ForwardResult(log_p, entropy, logits_at)
+
+    def logits_at(position: Tensor) -> Tensor:
+        place = (first.unsqueeze(1) + position.clamp(min=0)).clamp(max=len(hidden) - 1)
+        return torch.nn.functional.linear(hidden[place], weight, bias)
+
+    return ForwardResult(log_p, entropy, logits_at, temperature)
 
 
 @contextmanager
-def _checkpointing(model: Any) -> Iterator[None]:
-    """Let layers that have been told to checkpoint do it: transformers has them do so in training mode alone, but what
-    is inside them must not drop out."""
+def _checkpointing(model: CausalLM) -> Iterator[None]:
+    """Let layers that were told to checkpoint do it.
+
+    transformers lets them only in training mode, but the modules inside them must not drop anything out.
+    """
     layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer) and m.gradient_checkpointing]
     before = [layer.training for layer in layers]
     for layer in layers:
@@ -108,10 +120,12 @@ def _checkpointing(model: Any) -> Iterator[None]:
 
 @torch.no_grad()
 def expected_reward(
-    model: Any, samples: SampledTokens, decisions: Decisions, temperature: float, micro_batch_tokens: int
+    model: CausalLM, samples: SampledTokens, decisions: Decisions, temperature: float, micro_batch_tokens: int
 ) -> Tensor:
-    """(N,): the reward that the policy's distribution over the number promises before its first decision; NaN where a
-    completion has none."""
+    """Return (N,): the reward that the policy's distribution over the number promises before its first decision.
+
+    It is NaN where a completion has no decision. micro_batch_tokens: tokens of a forward pass.
+    """
     out = torch.full((len(decisions.position),), torch.nan)
     if not decisions.position.shape[1]:
         return out
@@ -123,17 +137,19 @@ def expected_reward(
     return out
 
 
-def flat_gradient(loss: Tensor, model: torch.nn.Module) -> Tensor:
-    """(D,): the gradient in the trained parameters, in fp32 or more; the graph stays for the next."""
+def flat_gradient(loss: Tensor, model: CausalLM) -> Tensor:
+    """Return the flat gradient in the trained parameters, in fp32 or more. The graph stays for the next gradient."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     gradients = torch.autograd.grad(loss, parameters, retain_graph=True, materialize_grads=True)
     return torch.cat([g.flatten().to(torch.promote_types(g.dtype, torch.float)) for g in gradients])
 
 
 @torch.no_grad()
-def check_shared_prefix(model: Any) -> None:
-    """Raise ValueError if passes that share prompts do not give this model's own logits: some models have states of
-    another kind beside attention, or do more than a matrix product to make logits."""
+def check_shared_prefix(model: CausalLM) -> None:
+    """Refuse a model whose own logits a pass with shared prompts does not give. Raises ValueError.
+
+    Some models have states of another kind beside attention, or do more than a matrix product to make logits.
+    """
     name, advice = type(model).__name__, "set model.shared_prefix=false"
     vocabulary = model.get_input_embeddings().weight.shape[0]
     draw = torch.Generator().manual_seed(0)

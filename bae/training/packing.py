@@ -1,40 +1,52 @@
-"""Completions and their prompts as one row of tokens without padding, each prompt once.
+"""Put completions and their prompts into one row of tokens without padding, each prompt once.
 
-All but attention works on each token by itself, and attention sees the prompt and the completion's own past
-(bae.training.attention_cpu; in half precision on a GPU bae.training.attention_gpu). So hidden states and gradients are
-those of one
-padded row a completion, at the cost of the tokens that differ. A prompt whose completions are in several micro-batches
-is read ahead without gradients (`PrefetchedPrompt`), and once more with the last of them, to which the others hand
-over what
-they gave to its keys and values.
+Everything but attention works on each token by itself, and attention sees the prompt and the completion's own past
+(attention_cpu.py; in half precision on a GPU attention_gpu.py). So hidden states and gradients are those of one padded
+row for each completion, at the cost of the tokens that differ.
+
+A prompt whose completions are in several micro-batches is encoded ahead without gradients (`PrefetchedPrompt`). It is
+encoded once more with the last of these micro-batches, and the others hand over to that pass what they gave to its keys
+and values.
+
+    S  tokens of the row     R  completions     P  prompts     M  completion tokens     W  width of a hidden state
+    h, r, n, L, D: as in attention_cpu.py
 """
 
 from collections.abc import Iterator, Sequence
 from itertools import chain
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from bae.batch import SampledTokens
-from bae.training import attention
-from bae.training import attention_gpu as flash_attention
+from bae.training import attention, attention_gpu
 from bae.training.attention_cpu import shared_attention
+from bae.training.causal_lm import CausalLM
 
 
 class Packing:
-    """The row of some completions: first their prompts, then all tokens that something is predicted from.
+    """Lay out the row of some completions: first their prompts, then all tokens that something is predicted from.
 
-    ids, positions: (1, S) long. longest: tokens of the longest sequence.
+    Args:
+        samples: N completions.
+        rows: (R,) long; neighbours share a prompt.
+        device: of the model.
+        prefetched: the last prompt, which is then not in the row.
+        to_complete: the first prompt, if passes before this one had it prefetched. Their backward passes were taken.
+
+    Attributes:
+        ids, positions: (1, S) long.
+        longest: tokens of the longest sequence.
     """
 
     def __init__(
-        self, samples: SampledTokens, rows: Tensor, device: Any,
-        prefetched: "PrefetchedPrompt | None" = None, to_complete: "PrefetchedPrompt | None" = None,
-    ):  # fmt: skip
-        """rows: (R,) long; neighbours share a prompt. prefetched: the last prompt, which is then not in the row.
-        to_complete:
-        the first prompt, as it was carried by passes before this one, whose backward passes have been taken."""
+        self,
+        samples: SampledTokens,
+        rows: Tensor,
+        device: torch.device,
+        prefetched: "PrefetchedPrompt | None" = None,
+        to_complete: "PrefetchedPrompt | None" = None,
+    ) -> None:
         prompts, mask = samples.prompt_ids[rows], samples.prompt_mask[rows]
         _, which, count = torch.unique_consecutive(
             torch.where(mask, prompts, -1), dim=0, return_inverse=True, return_counts=True
@@ -58,7 +70,7 @@ class Packing:
         self.positions = positions.unsqueeze(0).to(device)
         place = (start + fed.cumsum(0) - fed).unsqueeze(1) + torch.arange(-1, width)
         last = length.cumsum(0) - 1
-        last[read:] = len(ids)  # a carried prompt's state is put below the row's
+        last[read:] = len(ids)  # the state of a prefetched prompt is put below those of the row
         place[:, 0] = last[which]
         self._predicts = place[torch.arange(-1, width) < fed.unsqueeze(1)].to(device)
         self.longest = int((length[which] + fed).max())
@@ -66,14 +78,13 @@ class Packing:
         self._widths = torch.zeros_like(length).scatter_reduce(0, which, fed, "amax").tolist()
         together = torch.zeros_like(length).index_add(0, which, fed).tolist()
         each = (self._lengths[:read] + fed.tolist(), self._lengths, together)
-        self._sequences, self._prompts, self._completions = (flash_attention.Lengths(x, device) for x in each)
+        self._sequences, self._prompts, self._completions = (attention_gpu.Lengths(x, device) for x in each)
 
-    def states(self, model: Any) -> Tensor:
-        """(M, W) hidden states of the last layer: for each token of the completions, one completion after the other,
-        the state that predicts it."""
+    def states(self, model: CausalLM) -> Tensor:
+        """Return (M, W): for each token of the completions in order, the last layer's state that predicts it."""
         if self.ids.numel():
             hidden = attention.run(model, self.ids, self.positions, self)[0]
-        else:  # completions of one token each, of a carried prompt
+        else:  # completions of one token each, of a prefetched prompt
             assert self.prefetched is not None
             hidden = self.prefetched.last[:0]
         if self.to_complete is not None:
@@ -88,9 +99,9 @@ class Packing:
                 self.to_complete.hand_over(x, leaf)
         q, k, v = query[0], key[0], value[0]
         more = [] if self.prefetched is None else self.prefetched.layers[layer]  # (1, h, L, D) each
-        if flash_attention.is_usable(query):
+        if attention_gpu.is_usable(query):
             row = self._sequences, self._prompts, self._completions
-            return flash_attention.row_attention(q, k, v, *row, scaling, *(x[0] for x in more)).unsqueeze(0)
+            return attention_gpu.row_attention(q, k, v, *row, scaling, *(x[0] for x in more)).unsqueeze(0)
         q = (q * scaling).unflatten(0, (len(k), -1))  # (h, r, S, D)
         out = []
         pk, pv = (self._prompt.spread(x).movedim(-3, 0) for x in (k, v))  # (P, h, L, D)
@@ -106,9 +117,15 @@ class Packing:
 
 
 class Prompts:
-    """The row of prompts alone. layers: the keys and values of every layer, once it was run, (P, h, L, D) each."""
+    """Lay out the row of prompts alone.
 
-    def __init__(self, prompts: Sequence[Sequence[int]], device: Any):
+    Attributes:
+        ids, positions: (1, S) long.
+        lengths, longest: tokens of each prompt, and of the longest.
+        layers: once it was run, the keys and values of every layer, (P, h, L, D) each.
+    """
+
+    def __init__(self, prompts: Sequence[Sequence[int]], device: torch.device) -> None:
         self.lengths = [len(prompt) for prompt in prompts]
         self.longest = max(self.lengths)
         real = _before(torch.tensor(self.lengths))
@@ -116,32 +133,36 @@ class Prompts:
         self.ids = torch.tensor([[token for prompt in prompts for token in prompt]], device=device)
         self.positions = (real.cumsum(1) - 1)[real].unsqueeze(0).to(device)
         self.layers: dict[int, tuple[Tensor, Tensor]] = {}
-        self._each, self._none = (flash_attention.Lengths(x, device) for x in (self.lengths, []))
+        self._each, self._none = (attention_gpu.Lengths(x, device) for x in (self.lengths, []))
 
-    def run(self, model: Any) -> Tensor:
-        """(P, W): the last layer's hidden state of each prompt's last token."""
+    def run(self, model: CausalLM) -> Tensor:
+        """Return (P, W): the last layer's hidden state of each prompt's last token."""
         hidden = attention.run(model, self.ids, self.positions, self)[0]
         return hidden[torch.tensor(self.lengths).cumsum(0).to(hidden.device) - 1]
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         k, v = (self._padded.spread(x[0]).movedim(-3, 0).contiguous() for x in (key, value))
         self.layers[layer] = k, v
-        if flash_attention.is_usable(query):
+        if attention_gpu.is_usable(query):
             lengths = self._each, self._each, self._none
-            return flash_attention.row_attention(query[0], key[0], value[0], *lengths, scaling).unsqueeze(0)
+            return attention_gpu.row_attention(query[0], key[0], value[0], *lengths, scaling).unsqueeze(0)
         q = (query[0] * scaling).unflatten(0, (key.shape[1], -1))
         out = _prompts_alone(self._padded, q, k, v, self.lengths)
         return out.flatten(0, 1).transpose(0, 1).unsqueeze(0)
 
 
 class PrefetchedPrompt:
-    """A prompt, read ahead for passes over some of its completions. What their backward passes give to its keys, values
-    and last state gathers in these, and is handed over to the pass that reads the prompt with the rest of them.
+    """Encode a prompt ahead for passes over some of its completions.
 
-    layers: keys and values of every layer, (1, h, L, D) each. last: (1, W), the last layer's last hidden state.
+    The backward passes of these give gradients to its keys, values and last state. The gradients gather there, and are
+    handed over to the pass that encodes the prompt with the rest of its completions.
+
+    Attributes:
+        layers: keys and values of every layer, (1, h, L, D) each.
+        last: (1, W), the last layer's last hidden state.
     """
 
-    def __init__(self, model: Any, prompt: Sequence[int]):
+    def __init__(self, model: CausalLM, prompt: Sequence[int]) -> None:
         prompts = Prompts([prompt], model.device)
         with torch.no_grad():
             self.last = prompts.run(model)
@@ -150,8 +171,7 @@ class PrefetchedPrompt:
             leaf.requires_grad_(torch.is_grad_enabled())
 
     def hand_over(self, x: Tensor, leaf: Tensor, begin: int = 0) -> None:
-        """Add what the leaf, (…, l, W), has gathered to the gradient of x, (…, S, W), from token `begin` on, when it
-        comes."""
+        """Add what the leaf, (…, l, W), has gathered to the gradient of x, (…, S, W), from token `begin` on."""
 
         def added(gradient: Tensor) -> Tensor:
             if leaf.grad is not None:  # else no completion fed a token
@@ -164,14 +184,18 @@ class PrefetchedPrompt:
 
 
 def passes(
-    model: Any, samples: SampledTokens, parts: Sequence[Tensor], prefetch: bool
+    model: CausalLM, samples: SampledTokens, parts: Sequence[Tensor], prefetch: bool
 ) -> Iterator[tuple[Tensor, "PrefetchedPrompt | None", "PrefetchedPrompt | None"]]:
-    """Each micro-batch with what its `Packing` takes as prefetched and to_complete. The backward pass of each must be
-    taken
-    before the next is asked for. prefetch: False for neither, in the place of a pass with which other ranks do not
-    reckon.
+    """Yield each micro-batch with what its `Packing` takes as prefetched and to_complete.
+
+    The backward pass of each must be taken before the next is asked for. prefetch: False for neither, because a
+    prefetch is a pass that other ranks would not take part in.
     """
-    prompt = lambda row: samples.prompt_ids[row][samples.prompt_mask[row]].tolist()  # noqa: E731
+
+    def prompt(row: Tensor) -> list[int]:
+        ids: list[int] = samples.prompt_ids[row][samples.prompt_mask[row]].tolist()
+        return ids
+
     before: PrefetchedPrompt | None = None
     for part, after in zip(parts, [*parts[1:], None], strict=True):
         prefetched = None
@@ -183,29 +207,41 @@ def passes(
 
 
 class Padded:
-    """Where the tokens of a stretch of the row stand in a padded shape, (…) bool, True for tokens; the stretch begins
-    at `start`."""
+    """Map the tokens of a stretch of the row to a padded shape and back.
 
-    def __init__(self, real: Tensor, start: int, device: Any):
+    Args:
+        real: the padded shape, bool, True for tokens.
+        start: where the stretch begins in the row.
+        device: of the model.
+    """
+
+    def __init__(self, real: Tensor, start: int, device: torch.device) -> None:
         flat = real.flatten()
         self.shape = real.shape
         self.slots = flat.nonzero().squeeze(1).to(device)
         self.source = (start + (flat.cumsum(0) - 1).clamp(min=0)).to(device)  # padding repeats some token
 
     def spread(self, x: Tensor) -> Tensor:
-        """(…, S, D) -> (…, *shape, D)."""
-        return x.index_select(-2, self.source).unflatten(-2, self.shape)
+        """Spread the row over the padded shape: (…, S, D) -> (…, *shape, D)."""
+        spread: Tensor = x.index_select(-2, self.source).unflatten(-2, self.shape)
+        return spread
 
     def collect(self, x: Tensor) -> Tensor:
-        """(…, *shape, D) -> (…, tokens of the stretch, D)."""
+        """Collect the tokens again: (…, *shape, D) -> (…, tokens of the stretch, D)."""
         return x.flatten(-1 - len(self.shape), -2).index_select(-2, self.slots)
 
 
 def micro_batches(samples: SampledTokens, rows: Tensor, budget: int, at_least: int = 1) -> list[Tensor]:
-    """Cut completions into parts of at most `budget` tokens, a prompt counting once in each.
+    """Cut completions into parts of at most `budget` tokens. A prompt counts once in each part.
 
-    rows: (R,) long. Completions of a prompt stay together as far as they fit, and lengths that are alike. A completion
-    longer than the budget is alone. at_least: parts, where there are as many completions.
+    Completions of a prompt stay together as far as they fit, and so do lengths that are alike. A completion longer than
+    the budget is alone.
+
+    Args:
+        samples: N completions.
+        rows: (R,) long.
+        budget: tokens of a part.
+        at_least: the least number of parts, if there are as many completions.
     """
     if not len(rows):
         return []
@@ -234,8 +270,10 @@ def micro_batches(samples: SampledTokens, rows: Tensor, budget: int, at_least: i
 
 
 def _prompts_alone(padded: Padded, query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int]) -> Tensor:
-    """(h, r, tokens, D): attention of prompts, each of which is to it one completion of no prompt. query: (h, r, S, D),
-    scaled, of the row. key, value: (P, h, L, D)."""
+    """Return (h, r, tokens, D): attention of prompts, each taken as one completion of no prompt.
+
+    query: (h, r, S, D), scaled, of the row. key, value: (P, h, L, D).
+    """
     q, nothing = padded.spread(query).movedim(-3, 0), key[:, :, :0]
     q1, k1, v1 = (x.unsqueeze(2) for x in (q, key, value))
     out = shared_attention(q1, k1, v1, nothing, nothing, [0] * len(key), lengths)
@@ -243,11 +281,11 @@ def _prompts_alone(padded: Padded, query: Tensor, key: Tensor, value: Tensor, le
 
 
 def below(old: Tensor, new: Tensor) -> Tensor:
-    """(P + P', h, L, D), filled up with zeros."""
+    """Put the keys or values of further prompts below others: (P + P', h, L, D), filled up with zeros."""
     width = max(old.shape[2], new.shape[2])
     return torch.cat([torch.nn.functional.pad(x, (0, 0, 0, width - x.shape[2])) for x in (old, new)])
 
 
 def _before(lengths: Tensor) -> Tensor:
-    """(N,) -> (N, L) bool: which places are before the end."""
+    """Tell which places are before the end of each sequence: (N,) -> (N, L) bool."""
     return torch.arange(int(lengths.max()) if len(lengths) else 0) < lengths.unsqueeze(1)

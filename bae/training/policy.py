@@ -1,4 +1,4 @@
-"""Where the policy's weights and tokenizer come from, and how a question becomes a prompt for it."""
+"""Load the policy's weights and tokenizer, and make a prompt of a question."""
 
 import importlib.util
 import warnings
@@ -11,6 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from bae.training import attention
+from bae.training.causal_lm import CausalLM
 from bae.training.forward import check_shared_prefix
 
 mkldnn = torch.ops.mkldnn
@@ -19,33 +20,46 @@ PACKAGE = Path(__file__).parent.parent
 
 @dataclass(frozen=True)
 class Policy:
-    """A causal language model, its fast tokenizer, and the form of its prompts.
+    """Hold a causal language model, its fast tokenizer, and the form of its prompts.
 
-    prompt_template: text with {system} and {question}; None means the tokenizer's chat template.
+    Attributes:
+        model: a causal language model of transformers.
+        tokenizer: its fast tokenizer.
+        prompt_template: a text with {system} and {question}; None means the tokenizer's chat template.
     """
 
-    model: Any
+    model: CausalLM
     tokenizer: Any
     prompt_template: str | None
 
     def encode(self, system: str, question: str, examples: Sequence[Mapping[str, str]] = ()) -> list[int]:
-        """Token ids of one prompt, up to where the completion begins.
+        """Return the token ids of one prompt, up to where the completion begins.
 
-        examples: earlier turns of the chat, {question, completion} each, for a model that has to be shown the format.
-        Raises ValueError for examples where there is a prompt template in the place of a chat.
+        Args:
+            system: what the policy is told of the format.
+            question: the question.
+            examples: earlier turns of the chat, {question, completion} each, for a model that must be shown the format.
+
+        Raises:
+            ValueError: for examples if there is a prompt template, because then there is no chat.
         """
         if self.prompt_template is not None:
             if examples:
                 raise ValueError("objectives.examples are turns of a chat; with model.prompt_template there is none")
             # Not str.format: a question may hold braces of its own.
             text = self.prompt_template.replace("{system}", system).replace("{question}", question)
-            return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+            ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+            return ids
         messages = [{"role": "system", "content": system}]
         for example in examples:
-            messages += [{"role": "user", "content": example["question"]},
-                         {"role": "assistant", "content": example["completion"]}]  # fmt: skip
+            messages += [
+                {"role": "user", "content": example["question"]},
+                {"role": "assistant", "content": example["completion"]},
+            ]
         messages += [{"role": "user", "content": question}]
-        return self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+        turns = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
+        chat: list[int] = turns["input_ids"]
+        return chat
 
     def save(self, folder: Path) -> None:
         """Write safetensors, configuration and tokenizer; `AutoModelForCausalLM.from_pretrained(folder)` reads them."""
@@ -63,11 +77,21 @@ def load_pretrained(
     shared_prefix: bool = True,
     compile: bool = False,
 ) -> Policy:
-    """A policy from a local folder or a hub id, safetensors only.
+    """Load a policy from a local folder or a hub id. Only safetensors are read.
 
-    path: `package://assets/tiny` is a folder in this package. dtype: see weights_dtype. shared_prefix: see
-    bae.training.attention; raises ValueError for a model that cannot.
-    Raises FileNotFoundError with one sentence if nothing is there.
+    Args:
+        path: a folder, a hub id, or `package://assets/tiny` for a folder in this package.
+        dtype: see `weights_dtype`.
+        prompt_template: see `Policy`.
+        trust_remote_code: whether code that comes with the model may run.
+        gradient_checkpointing: whether layers are computed again in the backward pass, to save memory.
+        attn_implementation: of transformers; None for its choice.
+        shared_prefix: whether a prompt is encoded once for all its completions (bae.training.attention).
+        compile: whether layers are compiled.
+
+    Raises:
+        FileNotFoundError: if nothing is there.
+        ValueError: for a model or tokenizer that cannot be used so.
     """
     folder = PACKAGE / path.removeprefix("package://") if path.startswith("package://") else Path(path)
     source = str(folder) if folder.is_dir() else path
@@ -97,10 +121,16 @@ def load_gguf(
     shared_prefix: bool = True,
     compile: bool = False,
 ) -> Policy:
-    """A policy from a GGUF file inside an installed package, dequantised.
+    """Load a policy from a GGUF file inside an installed package, dequantised.
 
-    package: import name; it is located, not imported. file: the file's name inside it.
-    Raises FileNotFoundError with one sentence if the package or the file is missing.
+    Args:
+        package: the import name; the package is located, not imported.
+        file: the name of the file inside it.
+        The others are as in `load_pretrained`.
+
+    Raises:
+        FileNotFoundError: if the package or the file is missing.
+        ValueError: for a model or tokenizer that cannot be used so.
     """
     spec = importlib.util.find_spec(package)
     folder = Path((spec.submodule_search_locations or [""])[0]) if spec else None
@@ -125,6 +155,7 @@ def _finish(
     shared_prefix: bool,
     compile: bool,
 ) -> Policy:
+    """Check tokenizer and model, and prepare them for sampling and training."""
     if tokenizer.eos_token_id is None:
         raise ValueError("model: its tokenizer has no end-of-sequence token; choose another model")
     if prompt_template is None and not tokenizer.chat_template:
@@ -145,9 +176,10 @@ def _finish(
 
 
 def weights_dtype(name: str) -> torch.dtype:
-    """The type of that name. `auto`: bfloat16 where the GPU, or without one the CPU, multiplies it, else float32.
+    """Return the type of that name.
 
-    Warns of bfloat16 on a CPU that does not. Raises ValueError for what is no floating-point type.
+    `auto` is bfloat16 if the GPU, or without one the CPU, multiplies it, and float32 otherwise. Warns of bfloat16 on a
+    CPU that does not. Raises ValueError for a name that is no floating-point type.
     """
     native = torch.cuda.is_bf16_supported(False) if torch.cuda.is_available() else mkldnn._is_mkldnn_bf16_supported()
     if name == "auto":
@@ -164,9 +196,11 @@ def weights_dtype(name: str) -> torch.dtype:
     return dtype
 
 
-def compile_layers(model: Any) -> None:
-    """Let torch.compile fuse what each layer does beside matrix products and attention. Layers are alike, so one is
-    compiled, at its first pass, for all lengths."""
+def compile_layers(model: CausalLM) -> None:
+    """Let torch.compile fuse what each layer does beside matrix products and attention.
+
+    Layers are alike, so one is compiled, at its first pass, for all lengths.
+    """
     for layer in model.get_decoder().layers:
         layer.compile(dynamic=True)
 

@@ -9,7 +9,7 @@ import torch
 from bae.batch import Advantages
 from bae.callbacks.block_telemetry import BlockTelemetry, block_signal
 from tests.callbacks.test_interference import ALONE, pipeline
-from tests.training.test_update import batch, rows_of
+from tests.support.updates import batch, rows_of
 
 
 def test_by_hand():
@@ -29,7 +29,7 @@ def test_a_block_that_nobody_reached():
 
 def measure(work, trainer=ALONE):
     work.metrics = {}
-    BlockTelemetry(pipeline()).on_train_batch_start(trainer, None, work, 0)
+    BlockTelemetry(pipeline()).on_train_batch_end(trainer, None, None, work, 0)
     return work.metrics
 
 

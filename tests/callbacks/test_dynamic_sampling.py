@@ -165,18 +165,17 @@ class Written:
     def __init__(self, tokenizer, texts):
         self.tokenizer, self.texts, self.keys = tokenizer, texts, []
 
-    def sample(self, model, prompts, keys, *, group_size, eos_token_id, pad_token_id, **options):
-        self.keys += keys
+    def sample(self, model, request):
+        self.keys += request.keys
         rows = []
-        for prompt in prompts:
+        for prompt in request.prompts:
             texts = self.texts[self.tokenizer.decode(prompt)]
-            assert len(texts) == group_size
-            rows += [[*self.tokenizer(text)["input_ids"], eos_token_id] for text in texts]
+            assert len(texts) == request.group_size
+            rows += [[*self.tokenizer(text)["input_ids"], request.eos_token_id] for text in texts]
         length = torch.tensor([[len(row)] for row in rows])
-        ids = torch.tensor([row + [pad_token_id] * (int(length.max()) - len(row)) for row in rows])
-        prompt_ids, prompt_mask = (side.repeat_interleave(group_size, 0) for side in pad_left(prompts, pad_token_id))
+        ids = torch.tensor([row + [request.pad_token_id] * (int(length.max()) - len(row)) for row in rows])
         mask = torch.arange(ids.shape[1]) < length
-        return SampledTokens(prompt_ids, prompt_mask, ids, mask, torch.ones(len(ids)).bool())
+        return SampledTokens(*request.padded_prompts(), ids, mask, torch.ones(len(ids)).bool())
 
 
 SURE, UNSURE = 0.9, 0.5

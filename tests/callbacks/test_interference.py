@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bae.callbacks.interference import Interference, interference
-from tests.training.test_update import BLOCKS, batch, module, rows_of
+from tests.support.updates import BLOCKS, batch, make_update, rows_of
 
 ALONE = SimpleNamespace(world_size=1)
 
@@ -34,13 +34,13 @@ def test_a_gradient_that_is_zero():
 
 def measure(policy, work, trainer=ALONE, **options):
     settings = {"every": 1, "completions": 8, "size": 1 << 16}
-    made = module(policy)
+    made = SimpleNamespace(update=make_update(policy))
     Interference(pipeline(), **settings | options).on_train_batch_start(trainer, made, work, 0)
     return work.metrics
 
 
 def exact(policy, work, rows):
-    return interference(module(policy).block_gradients(work, rows, 0), ["solution", "confidence"])
+    return interference(make_update(policy).block_gradients(work, rows, 0), ["solution", "confidence"])
 
 
 def test_it_is_measured_on_the_first_whole_groups(tiny):

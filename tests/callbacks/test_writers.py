@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,10 +19,11 @@ from bae.callbacks import BlockwiseAdvantages
 from bae.commands import train
 from bae.commands.cli import CONF
 from bae.method import normalisation
-from bae.method.baselines import RaoBlackwell, group_mean, leave_one_out, monte_carlo, none, without_self
+from bae.method.baselines import MonteCarlo, group_mean, leave_one_out, none, without_self
 from bae.objectives import Objective
 from bae.objectives.correctness import correctness
 from bae.objectives.outcomes import given_reward
+from bae.objectives.rao_blackwell import RaoBlackwell
 from bae.training.policy import load_pretrained
 from tests.commands.test_train import assert_equal, assert_same_policy, weights
 from tests.fidelity.test_continuations import SOLUTION, by_hand, make_pipeline, roll_out
@@ -140,7 +141,7 @@ def test_advantages_by_hand(tiny):
         batch.require_advantages().per_objective[:, 0], torch.tensor([0.5, 0.5, -0.5, -0.5, -0.5, -0.5, 0.5, 0.5])
     )
     torch.testing.assert_close(batch.require_advantages().per_block, batch.require_advantages().per_objective)
-    assert batch.require_advantages().numbers == []
+    assert batch.require_advantages().refinements == []
     assert batch.metrics == {
         "fallback/correctness": 0, "singleton/correctness": 0,
         "fallback/confidence_brier": pytest.approx(1 / 7), "singleton/confidence_brier": pytest.approx(1 / 7),
@@ -152,8 +153,11 @@ def test_numbers_are_left_to_the_training_step(tiny):
     batch = require_advantages(tiny, RaoBlackwell(leave_one_out, all_action=True))
     plain = require_advantages(tiny, leave_one_out)
     torch.testing.assert_close(batch.require_advantages().per_objective, plain.require_advantages().per_objective)
-    (numbers,) = batch.require_advantages().numbers
-    assert numbers.block == 1 and numbers.weight == 1 and numbers.all_action
+    given = batch.require_advantages()
+    (numbers,) = given.refinements
+    assert numbers.objective == 1 and numbers.all_action
+    assert given.block_of_objective[1] == 1 and given.weights[1] == 1
+    assert numbers.in_block.equal(batch.require_rollouts()[1].block_of == 1)
     assert numbers.reward.equal(batch.require_rollouts()[1].rewards[:, 1])
     assert numbers.advantage.equal(batch.require_advantages().per_objective[:, 1])
     decided = (numbers.decisions.position >= 0).any(1).tolist()
@@ -171,9 +175,10 @@ def test_nobody_came_so_far(tiny):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["baseline=rao_blackwell", "objectives.malformed=mask"], "malformed=mask a spoilt number"),
+        (["baseline=rao_blackwell", "objectives.malformed=mask"], "malformed=mask a malformed number"),
         (
             ["baseline=rao_blackwell", "objectives.rewards.confidence_brier.score=null",
+             "+objectives.rewards.confidence_brier.worst=0",
              "+objectives.rewards.confidence_brier.reward={_target_: bae.objectives.form.in_format, _partial_: true}"],
             "objectives.rewards.confidence_brier has no score of a stated number",
         ),
@@ -207,12 +212,12 @@ def replace_objectives(scorer, objectives):
 
 
 def draws(policy, rows, step=0, seed=0, rank=0, rollouts=3):
-    """Rewards that monte_carlo takes the mean of, for some completions of a batch of 8, on a rank."""
+    """Rewards that MonteCarlo takes the mean of, for some completions of a batch of 8, on a rank."""
     problems, samples, scored = roll_out(make_pipeline(policy), prompts=2)
     one = SampledTokens(*(column if column is None else column[rows] for column in vars(samples).values()))
     scored = replace(scored, block_of=scored.block_of[rows], completions=[scored.completions[n] for n in rows])
     batch = RolloutBatch(step, problems, 4, one, scored)
-    made = callback(make_pipeline(policy), partial(monte_carlo, rollouts=rollouts), seed)
+    made = callback(make_pipeline(policy), MonteCarlo(rollouts), seed)
     return made._resample(alone(rank), batch, 1, rollouts)
 
 
@@ -230,14 +235,14 @@ def test_monte_carlo_is_the_mean_of_its_draws(warm):
     pipeline = make_pipeline(warm)
     problems, samples, scored = roll_out(pipeline, prompts=2)
     batch = RolloutBatch(0, problems, 4, samples, scored)
-    callback(pipeline, partial(monte_carlo, rollouts=3)).on_train_batch_start(alone(), None, batch, 0)
+    callback(pipeline, MonteCarlo(3)).on_train_batch_start(alone(), None, batch, 0)
     expected = scored.rewards[:, 1] - draws(warm, list(range(8))).mean(1)
     torch.testing.assert_close(batch.require_advantages().per_objective[:, 1], expected)
 
 
 def test_completions_that_never_came_so_far_have_no_draws(warm):
     problems, samples, scored = by_hand(warm, [SOLUTION, "3"])
-    made = callback(make_pipeline(warm), partial(monte_carlo, rollouts=2))
+    made = callback(make_pipeline(warm), MonteCarlo(2))
     drawn = made._resample(alone(), RolloutBatch(0, problems, 1, samples, scored), 1, 2)
     assert drawn.isnan().tolist() == [[False] * 2, [True] * 2]
 

@@ -9,8 +9,9 @@ import pandas
 import pytest
 import torch
 
-import bae.fidelity.measure
 from bae.commands import cli, fidelity, report, schema, train
+from bae.fidelity.measure import Study
+from bae.seeds import Namespace, key
 from tests.support import call, runs
 
 SMALL = [
@@ -50,18 +51,18 @@ def no_sampling(monkeypatch):
     def refuse(*arguments, **options):
         raise AssertionError("something is sampled")
 
-    monkeypatch.setattr(bae.fidelity.measure, "measure", refuse)
+    monkeypatch.setattr(Study, "measure", refuse)
 
 
 def counted(monkeypatch):
     """The group numbers that are sampled from now on."""
-    real, groups = bae.fidelity.measure.measure, []
+    real, groups = Study.measure, []
 
-    def measure(pipeline, outcome, candidates, problems, keys, *rest):
+    def measure(study, problems, keys):
         groups.extend(key[-1] for key in keys)
-        return real(pipeline, outcome, candidates, problems, keys, *rest)
+        return real(study, problems, keys)
 
-    monkeypatch.setattr(bae.fidelity.measure, "measure", measure)
+    monkeypatch.setattr(Study, "measure", measure)
     return groups
 
 
@@ -75,7 +76,7 @@ def test_what_is_measured_is_in_the_folder(measured):
     assert everyone["completions"].eq(len(table)).all()
     assert everyone.set_index("baseline")["rmse_ratio"]["ocb"].tolist() == [1, 1]
     gradients = pandas.read_csv(measured / "gradients.csv")
-    assert set(gradients["baseline"]) == {*BASELINES, "rao_blackwell, all actions"} and len(gradients) == 18
+    assert gradients["baseline"].tolist() == BASELINES * 2
     assert gradients["mse"].notna().all()
     errors = pandas.read_parquet(measured / "errors.parquet")
     assert set(errors["baseline"]) == set(BASELINES) and set(errors["set"]) <= {"correct", "incorrect"}
@@ -104,12 +105,13 @@ def test_what_is_there_is_not_sampled_again(outputs, run, measured, no_sampling,
     call(fidelity, outputs, f"run={run}", *ASKED)
     assert ((measured / "fidelity.csv").read_text(), (measured / "gradients.csv").read_text()) == before
     out = capsys.readouterr().out
-    assert "confidence_brier, G = 4, all: " in out and "RMSE" in out and "rao_blackwell, all actions" in out
+    assert "confidence_brier, G = 4, all: " in out and "RMSE" in out and "G = 4, rao_blackwell" in out
     assert "size=" not in out and str(measured / "fidelity.csv") in out and "run " in out
-    # Other baselines want no other samples; by the id of the run.
-    call(fidelity, outputs, f"run={(run / 'run_id').read_text()}", *ASKED, "baselines=[ocb,all_action]")
-    gradients = pandas.read_csv(measured / "gradients.csv").set_index("baseline")["mse"]
-    assert gradients["all_action"].tolist() == gradients["rao_blackwell, all actions"].tolist()
+    # Other plain baselines want no other samples; by the id of the run.
+    call(fidelity, outputs, f"run={(run / 'run_id').read_text()}", *ASKED, "baselines=[ocb,ocb_batch,rao_blackwell]")
+    assert pandas.read_csv(measured / "gradients.csv")["baseline"].tolist() == ["ocb", "ocb_batch", "rao_blackwell"] * 2
+    with pytest.raises(AssertionError, match="is sampled"):  # the gradients of a refining baseline are sketched
+        call(fidelity, outputs, f"run={run}", *ASKED, "baselines=[ocb,all_action]")
 
 
 def test_other_settings_are_sampled_anew(outputs, run, measured, no_sampling):
@@ -120,14 +122,17 @@ def test_other_settings_are_sampled_anew(outputs, run, measured, no_sampling):
 def test_what_decides_what_is_sampled(run, tmp_path):
     schema.register()
 
-    def digest(*overrides, folder=run):
+    def digest(*overrides, folder=run, refining=()):
         with hydra.initialize_config_dir(str(cli.CONF), version_base="1.3"):
-            return fidelity.digest(hydra.compose("fidelity", overrides), folder)
+            return fidelity.digest(hydra.compose("fidelity", overrides), folder, refining)
 
     others = ["rollouts=5", "nested=9", "seed=1", "gradient=32", "temperature=0.9", "max_new_tokens=30", "split=easy",
               "outcome=answer_length", "group_size=4", "task=gsm8k"]  # fmt: skip
     assert len({digest(), *map(digest, others)}) == 1 + len(others)
     assert digest("baselines=[ocb]", "resamples=9", "prompts=3", "reference=none", f"outputs={tmp_path}") == digest()
+    assert digest(refining=["rao_blackwell"]) == digest()  # nothing is sketched
+    chosen = [(), ("rao_blackwell",), ("all_action",), ("rao_blackwell", "all_action")]
+    assert len({digest("gradient=8", refining=names) for names in chosen}) == 4
     shutil.copytree(run / "policy", tmp_path / "policy")
     (tmp_path / "policy" / "model.safetensors").touch()
     assert digest(folder=tmp_path) != digest()
@@ -246,16 +251,12 @@ def test_a_watched_run_resumes_where_it_was(outputs, trained, tmp_path):
     assert str(logged(outputs, watched)) == before
 
 
-def test_the_callback_agrees_with_the_command(outputs, trained):
-    """But for the seed of the draws; so the command is given that of the callback."""
-    from unittest.mock import patch
-
-    from bae.callbacks.fidelity import DRAWS
-
+def test_the_callback_agrees_with_the_command(outputs, trained, monkeypatch):
+    """They differ in the keys of the draws, so the command is given those of the callback."""
     _, watched = trained
-    with patch.object(fidelity, "DRAWS", DRAWS):
-        call(fidelity, outputs, f"run={watched}", "prompts=2", "group_size=4", "rollouts=2", "nested=0",
-             "baselines=[ocb,ocb_loo,ocb_shrunk,rao_blackwell]", "resamples=2")  # fmt: skip
+    monkeypatch.setattr(fidelity, "key", lambda seed, _, i: key(seed, Namespace.FIDELITY_IN_TRAINING, i))
+    call(fidelity, outputs, f"run={watched}", "prompts=2", "group_size=4", "rollouts=2", "nested=0",
+         "baselines=[ocb,ocb_loo,ocb_shrunk,rao_blackwell]", "resamples=2")  # fmt: skip
     results = pandas.read_csv(watched / "fidelity" / "val" / "fidelity.csv")
     for row in results[results["set"] == "all"].to_dict("records"):
         last = logged(outputs, watched)[f"fidelity/confidence_brier/{row['baseline']}/rmse"][-1]

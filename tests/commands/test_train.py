@@ -205,8 +205,9 @@ def test_a_finished_run_can_be_made_longer(train):
         (["stepz=3"], "no key stepz; did you mean steps"),
         (["+typo=3"], "typo: nothing reads this key"),
         (["model.pth=x"], "no key model.pth; did you mean path"),
-        (["+model.typo=3"], "model: .*typo"),
-        (["+training.typo=3"], "typo"),
+        (["+model.typo=3"], "no key model.typo"),
+        (["+training.typo=3"], "no key training.typo"),
+        (["optimizer=3"], "optimizer: it has keys of its own, .* set its keys one by one"),
         (["+objectives.typo=3"], "objectives.typo: nothing reads this key"),
         (["lr=abc"], "lr.*abc|abc.*lr"),
         (["steps=no"], "steps"),
@@ -222,7 +223,7 @@ def test_a_finished_run_can_be_made_longer(train):
         (["objectives.blocks.confidence.malformed=ignore"], "choose penalise"),
         (["objectives.rewards.correctness.block=solutoin"], "no such block"),
         (["+objectives.rewards.confidence_brier.answer=1"], "answer=1: the blocks have 1 sections 'answer'"),
-        (["baseline=all_action", "normalisation=group_std"], "normalisation.objective: with rao_blackwell"),
+        (["baseline=all_action", "normalisation=group_std"], "normalisation.objective: this baseline finishes"),
         (["training.clip_high=0"], "training.clip_high=0"),
         (["callbacks=fidelity", "objectives=rlcr"], "no later block"),
         (["callbacks.dynamic_sampling.rounds=-1"], "rounds=-1: must not be negative"),
@@ -236,6 +237,40 @@ def test_a_finished_run_can_be_made_longer(train):
         (["callbacks.checkpoints.every=0"], "callbacks.checkpoints.every=0: must be 1 or more"),
         (["callbacks.completions.every=0"], "callbacks.completions.every=0: must be 1 or more"),
         (["model.dtype=bfloat61"], "model.dtype=bfloat61: not a floating-point type"),
+        (["+baseline.typo=1"], "there is no key baseline.typo"),
+        (["baseline=ocb_shrunk", "baseline.decay=abc"], "baseline.decay=abc: must be a number"),
+        (["baseline=ocb_shrunk", "+baseline.decai=0.5"], "there is no key baseline.decai; did you mean decay"),
+        (["training.clip=abc"], "training.clip.*abc|abc.*training.clip"),
+        (["+training.clp=1"], "no key training.clp; did you mean clip"),
+        (["training.warmup_steps=abc"], "training.warmup_steps.*abc|abc.*training.warmup_steps"),
+        (["training.warmup_steps=-1"], "training.warmup_steps=-1: must not be negative"),
+        (["training.optimizer_steps=0"], "training.optimizer_steps=0: must be 1 or more"),
+        (["training.importance_cap=nan"], "training.importance_cap=nan: must be above 0, or null"),
+        (["training.max_grad_norm=nan"], "training.max_grad_norm=nan: must be above 0"),
+        (["callbacks.held_out.every=abc"], "callbacks.held_out.every=abc: must be a whole number"),
+        (["+callbacks.held_out.typo=1"], "there is no key callbacks.held_out.typo"),
+        (["lr=inf"], "lr=inf: must be finite"),
+        (["lr=nan"], "lr=nan: must be finite"),
+        (["lr=-1"], "lr=-1.0: must not be negative"),
+        (["temperature=nan"], "temperature=nan: must be finite"),
+        (["temperature=inf"], "temperature=inf: must be finite"),
+        (["seed=-1"], "seed=-1: must not be negative"),
+        (["first_block_baseline=name"], "first_block_baseline: .* choose an option with baseline@first_block_baseline="),
+        (["baseline@first_block_baseline=name"], "no such option; baseline has"),
+        (["+strategy.typo=1"], "there is no key strategy.typo"),
+        (["+optimizer.typo=1"], "there is no key optimizer.typo"),
+        (["+logger.typo=1"], "there is no key logger.typo"),
+        (
+            ["+objectives.rewards.confidence_brier.worst=-0.5"],
+            "objectives.rewards.confidence_brier.worst=-0.5: the score goes down to -1, so malformed output would pay",
+        ),
+        (["+objectives.rewards.confidence_brier.wurst=-1"], "no key .*confidence_brier.wurst; did you mean worst"),
+        (
+            ["objectives=confidence_bce", "objectives.rewards.confidence_bce.score.epsilon=0"],
+            "objectives.rewards.confidence_bce.score is not finite for the confidence",
+        ),
+        (["baseline._target_=my_study.baselines.median"], "baseline._target_=my_study.baselines.median: cannot be"),
+        (["baseline._target_=bae.method.baselines.grup_mean"], "baseline._target_=.*grup_mean: cannot be imported"),
     ],
 )
 def test_a_wrong_configuration_is_one_sentence(train, capsys, arguments, message, monkeypatch):
@@ -243,7 +278,7 @@ def test_a_wrong_configuration_is_one_sentence(train, capsys, arguments, message
 
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
     with pytest.raises(SystemExit) as stopped:
-        train(*arguments)
+        train("steps=1", *arguments)
     sentence = str(stopped.value)
     assert re.search(message, sentence), sentence
     assert "\n" not in sentence

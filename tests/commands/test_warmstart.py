@@ -13,6 +13,7 @@ from bae.evaluation.metrics import auroc
 from bae.objectives import Objective
 from bae.objectives.correctness import correctness
 from bae.objectives.scoring import Scorer
+from bae.rollout.interface import SamplingRequest
 from bae.rollout.local.engine import LocalEngine
 from bae.rollout.pipeline import Pipeline
 from bae.text.blocks import find_spans, make_blocks
@@ -150,11 +151,16 @@ def attempts(policy: Policy, task, split="val", prompts=200):
     blocks = make_blocks({"first": ["reasoning", "answer"], "second": ["reasoning", "answer"]})
     tokenizer = policy.tokenizer
     problems = [task.problem(split, i) for i in range(prompts)]
-    samples = LocalEngine().sample(
-        policy.model, [policy.encode("", problem.question) for problem in problems],
-        [(0, 0, i) for i in range(prompts)], group_size=4, max_new_tokens=64, temperature=1.0,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
+    request = SamplingRequest(
+        [policy.encode("", problem.question) for problem in problems],
+        [(0, 0, i) for i in range(prompts)],
+        group_size=4,
+        max_new_tokens=64,
+        temperature=1.0,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    samples = LocalEngine().sample(policy.model, request)
     rows = []
     for n, (ids, mask) in enumerate(zip(samples.completion_ids, samples.completion_mask, strict=True)):
         spans = find_spans(tokenizer.decode(ids[mask], skip_special_tokens=False), blocks)

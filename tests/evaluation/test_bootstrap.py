@@ -1,4 +1,4 @@
-"""Bootstrap standard errors against formulas, a plain loop, and what correlation must do to them."""
+"""Compare bootstrap standard errors with formulas and a plain loop, and check what correlation does to them."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ NAMES = all_metrics(torch.zeros(0), torch.zeros(0)).keys()
 
 
 def sample(n, seed=0):
-    """Calibrated confidences of two places, and outcomes."""
+    """Draw calibrated confidences of two places, and outcomes."""
     g = torch.Generator().manual_seed(seed)
     q = torch.randint(0, 101, (n,), generator=g).double() / 100
     return q, torch.rand(n, generator=g) < q
@@ -94,7 +94,7 @@ def test_resamples_without_a_value_are_left_out():
 
 
 def two_methods(seed=0, prompts=200, better=0.1):
-    """Two methods with 8 and 4 samples of the same prompts, which differ much in difficulty; and in another order."""
+    """Draw two methods with 8 and 4 samples of the same prompts, in different orders; prompts differ in difficulty."""
     g = torch.Generator().manual_seed(seed)
     chance = torch.rand(prompts, generator=g) * (1 - better)
     methods = []

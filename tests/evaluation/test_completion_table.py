@@ -1,4 +1,4 @@
-"""The table of samples: from completions, and from files that someone else wrote."""
+"""Make completion tables from completions, and from files that someone else wrote."""
 
 import json
 
@@ -19,8 +19,8 @@ NAMES = {"text": "completion", "reference": "answer", "question": "problem", "mo
 
 def completion(prompt, answer, verdict, confidence):
     sections = (Section("reasoning", "…"), Section("answer", answer)) if answer else ()
-    return Completion(Problem(prompt, "2+3=", "5"), "…", sections, (True, True), (verdict,) if verdict else (),
-                      (confidence,), 7, False)  # fmt: skip
+    verdicts = (verdict,) if verdict else ()
+    return Completion(Problem(prompt, "2+3=", "5"), "…", sections, (True, True), verdicts, (confidence,), 7, False)
 
 
 def test_a_row_for_each_completion():
@@ -96,8 +96,10 @@ def test_parquet_keeps_the_table(tmp_path):
 @needs("rlcr_math500_completions.jsonl")
 @pytest.mark.slow
 def test_confidences_of_published_completions_are_read_as_published():
-    """RLCR's own: wherever a completion has exactly one well-formed number, ours is theirs. What is not read are
-    percentages (`90.`, which they divide by 100), nested or repeated tags, and the model that states none."""
+    """Where a completion of RLCR has exactly one well-formed number, ours is theirs.
+
+    Not read are percentages (`90.`, which they divide by 100), nested or repeated tags, and the model that states none.
+    """
     file = DATA / "rlcr_math500_completions.jsonl"
     verifier = MathVerifier()
     names = NAMES | {"model": "model"}

@@ -1,4 +1,4 @@
-"""Calibration metrics against hand-worked values, other computations of the same, and sets that have no answer."""
+"""Compare calibration metrics with hand-worked values and other computations, and on sets without a value."""
 
 import math
 import warnings
@@ -33,7 +33,7 @@ patient = settings(deadline=None)  # the cores may be busy
 
 
 def decimals(places):
-    """Texts of decimals in [0, 1] with up to so many places, borders of bins and their neighbours among them."""
+    """Draw texts of decimals in [0, 1] with up to `places` places; borders of bins and their neighbours are likely."""
     near = st.builds(
         lambda k, d: min(max(k * 10 ** (places - 1) + d, 0), 10**places), st.integers(0, 10), st.integers(-2, 2)
     )
@@ -49,7 +49,7 @@ def pairs(said, dtype=torch.double):
 
 
 def exact_ece(said, bins=11):
-    """A plain loop over the definition, in fractions."""
+    """Compute the definition in a plain loop, in fractions."""
     gaps = [Fraction(0)] * bins
     for q, c in said:
         gaps[min(int(Fraction(q) * 10), bins - 1)] += Fraction(q) - c
@@ -318,11 +318,8 @@ def test_the_metric_gathers_ranks(mine):
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize(("q", "c"), [([0.5, 0.6], [1, 1]), ([], []), ([torch.nan], [1]), (None, None)])
-def test_the_metric_warns_once(q, c):
+@pytest.mark.parametrize(("q", "c"), [([0.5, 0.6], [1, 1]), ([], []), ([torch.nan], [1])])
+def test_the_metric_is_nan_without_a_warning(q, c):
     metric = Calibration()
-    if q is not None:
-        metric.update(torch.tensor(q), torch.tensor(c))
-    with pytest.warns(UserWarning) as caught:
-        assert metric.compute()["auroc"].isnan()
-    assert len(caught) == 1
+    metric.update(torch.tensor(q), torch.tensor(c))
+    assert metric.compute()["auroc"].isnan()

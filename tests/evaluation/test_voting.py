@@ -1,4 +1,4 @@
-"""Test-time scaling by hand, by enumeration of all subsets, and by what must not matter; classes of answers."""
+"""Check test-time scaling by hand, by all subsets, and by what must not matter; and classes of answers."""
 
 from itertools import combinations
 from math import comb
@@ -8,14 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bae.evaluation.voting import answer_classes, answer_classes_of_prompts, max_confidence, pass_at_k, scaling, votes
+from bae.evaluation.voting import answer_classes, max_confidence, pass_at_k, scaling, votes
 
 nan = torch.nan
 patient = settings(deadline=None)  # the cores may be busy
 
 
 def strategies(answer, correct, confidence, **options):
-    """Of one prompt, as lists."""
+    """Score one prompt; the curves are lists."""
     got = scaling(
         torch.tensor([answer]), torch.tensor([correct]), torch.tensor([confidence], dtype=torch.double), **options
     )
@@ -78,7 +78,7 @@ def test_pass_at_k_of_many_samples_is_stable():
 
 
 def winner_score(answer, correct, value, by_class):
-    """The rule in a plain loop, for one subset."""
+    """Apply the rule to one subset, in a plain loop."""
     given_answers = [i for i, a in enumerate(answer) if a >= 0]
     if not given_answers:
         return 0.0
@@ -91,9 +91,11 @@ def winner_score(answer, correct, value, by_class):
 
 def enumerated(answer, correct, value, by_class):
     n = len(answer)
-    take = lambda xs, subset: [xs[i] for i in subset]  # noqa: E731
     scores = [
-        [winner_score(*(take(xs, s) for xs in (answer, correct, value)), by_class) for s in combinations(range(n), k)]
+        [
+            winner_score(*([xs[i] for i in s] for xs in (answer, correct, value)), by_class)
+            for s in combinations(range(n), k)
+        ]
         for k in range(1, n + 1)
     ]
     return [sum(s) / len(s) for s in scores]
@@ -102,7 +104,10 @@ def enumerated(answer, correct, value, by_class):
 # Answer class, whether right, confidence in tenths; a class is right or wrong as a whole unless `mixed`.
 def samples(mixed=False):
     one = st.tuples(st.integers(-1, 3), st.booleans(), st.integers(0, 10))
-    right = lambda a, c: a >= 0 and (c if mixed else a == 0)  # noqa: E731
+
+    def right(a, c):
+        return a >= 0 and (c if mixed else a == 0)
+
     return st.lists(one, min_size=1, max_size=6).map(
         lambda rows: ([a for a, _, _ in rows], [right(a, c) for a, c, _ in rows], [q for _, _, q in rows])
     )
@@ -219,7 +224,7 @@ def test_nothing_gives_nothing(shape):
 
 
 class Numbers:
-    """Texts are equal if their numbers are; remembers what it was asked."""
+    """Compare texts as numbers, and remember the pairs of each call."""
 
     def __init__(self):
         self.calls = []
@@ -232,7 +237,7 @@ class Numbers:
 def test_classes_of_one_prompt():
     numbers = Numbers()
     answers = ["1", None, "2", " ", "2.0", "2 ", "3", "2", "3.0"]
-    assert answer_classes(answers, numbers) == [0, -1, 1, -1, 1, 1, 2, 1, 2]
+    assert answer_classes([answers], numbers) == [[0, -1, 1, -1, 1, 1, 2, 1, 2]]
     # Distinct texts only, each with founders until it has a class; the last class needs a comparison as well.
     assert numbers.calls == [
         [("2", "1"), ("2.0", "1"), ("3", "1"), ("3.0", "1")],
@@ -244,25 +249,27 @@ def test_classes_of_one_prompt():
 def test_prompts_share_calls_and_nothing_else():
     numbers = Numbers()
     prompts = [["1", "1.0", "2"], [], [None], ["1", "7", "7.0"], ["5"]]
-    assert answer_classes_of_prompts(prompts, numbers) == [[0, 0, 1], [], [-1], [0, 1, 1], [0]]
+    assert answer_classes(prompts, numbers) == [[0, 0, 1], [], [-1], [0, 1, 1], [0]]
     assert numbers.calls == [[("1.0", "1"), ("2", "1"), ("7", "1"), ("7.0", "1")], [("7.0", "7")]]
 
 
 def test_nothing_to_compare_is_not_asked():
     numbers = Numbers()
-    assert answer_classes(["4", " 4", None, "4"], numbers) == [0, 0, -1, 0]
+    assert answer_classes([["4", " 4", None, "4"]], numbers) == [[0, 0, -1, 0]]
     assert numbers.calls == []
 
 
 def test_without_transitivity_the_first_founder_takes_it():
-    close = lambda pairs: [abs(int(a) - int(b)) <= 1 for a, b in pairs]  # noqa: E731
-    assert answer_classes(["1", "3", "2"], close) == [0, 1, 0]
+    def close(pairs):
+        return [abs(int(a) - int(b)) <= 1 for a, b in pairs]
+
+    assert answer_classes([["1", "3", "2"]], close) == [[0, 1, 0]]
 
 
 @patient
 @given(st.lists(st.lists(st.none() | st.integers(0, 5).map(str) | st.integers(0, 5).map("{}.0".format), max_size=8)))
 def test_classes_are_those_of_the_numbers(prompts):
-    for answers, found in zip(prompts, answer_classes_of_prompts(prompts, Numbers()), strict=True):
+    for answers, found in zip(prompts, answer_classes(prompts, Numbers()), strict=True):
         numbers = [None if a is None else float(a) for a in answers]
         order = list(dict.fromkeys(x for x in numbers if x is not None))
         assert found == [-1 if x is None else order.index(x) for x in numbers]

@@ -6,7 +6,8 @@ from math import isnan, nan, sqrt
 import pytest
 import torch
 
-from bae.fidelity.compare_to_monte_carlo import agreement, gradient_agreement, sets
+from bae.fidelity.compare_to_monte_carlo import compare_to_monte_carlo, sets
+from bae.fidelity.gradient_agreement import gradient_agreement
 from bae.method.baselines import RewardView, leave_one_out, none, outcome_conditioned
 from bae.training.sketch import count_sketch
 
@@ -35,7 +36,7 @@ def numbers(result):
 
 
 def test_hand_worked():
-    got = agreement(REWARD, {"zero": ZERO, "low": ZERO - 0.5}, ROLLOUTS, PROMPT, reference="low")
+    got = compare_to_monte_carlo(REWARD, {"zero": ZERO, "low": ZERO - 0.5}, ROLLOUTS, PROMPT, reference="low")
     zero, low = got["zero"], got["low"]
     assert (zero.completions, zero.prompts) == (4, 2)
     assert zero.observed_rmse.value == pytest.approx(sqrt(1.5 / 4))
@@ -52,7 +53,7 @@ def test_hand_worked():
 def test_where_is_the_set_alone():
     where = torch.tensor([True, False, True, False])
     nowhere_else = torch.where(where, 0.0, torch.nan)
-    got = agreement(REWARD, {"zero": nowhere_else}, ROLLOUTS, PROMPT, where=where)["zero"]
+    got = compare_to_monte_carlo(REWARD, {"zero": nowhere_else}, ROLLOUTS, PROMPT, where=where)["zero"]
     assert (got.completions, got.prompts) == (2, 2)
     assert got.rmse.value == pytest.approx(sqrt((0.25 - 0.25 + 1) / 2))
     assert got.bias == (-0.75, -1, -0.5)
@@ -61,7 +62,7 @@ def test_where_is_the_set_alone():
 
 def test_the_noise_of_the_rollouts_is_taken_out():
     value, data = simulate()
-    for name, got in agreement(**data).items():
+    for name, got in compare_to_monte_carlo(**data).items():
         error = value - data["baselines"][name]
         assert got.rmse.value == pytest.approx(float(error.square().mean().sqrt()), abs=0.03), name
         assert got.rmse.low < float(error.square().mean().sqrt()) < got.rmse.high
@@ -72,7 +73,7 @@ def test_the_noise_of_the_rollouts_is_taken_out():
 @pytest.mark.parametrize("size", [2, 4, 8])
 def test_including_oneself_among_n_leaves_a_slope_of_one_minus_one_in_n(size):
     _, data = simulate(prompts=4000 // size, size=size)
-    got = agreement(**data)
+    got = compare_to_monte_carlo(**data)
     assert got["loo"].slope.value == pytest.approx(1, abs=0.06)
     assert got["ocb"].slope.value == pytest.approx((1 - 1 / size) * got["loo"].slope.value)
     assert got["loo"].slope.low < 1 < got["loo"].slope.high
@@ -82,7 +83,7 @@ def test_including_oneself_among_n_leaves_a_slope_of_one_minus_one_in_n(size):
 
 def test_a_perfect_baseline_correlates_fully():
     value, data = simulate()
-    got = agreement(**data | {"baselines": {"true": value}})["true"]
+    got = compare_to_monte_carlo(**data | {"baselines": {"true": value}})["true"]
     assert got.slope.value == pytest.approx(1, abs=0.03) and got.correlation.value == pytest.approx(1, abs=0.03)
     assert got.rmse.value < 0.1 and got.rmse.low == 0  # clipped: by chance the noise explains more than all
 
@@ -92,15 +93,15 @@ def test_the_order_of_completions_and_the_names_of_prompts_do_not_matter():
     order = torch.randperm(160, generator=torch.Generator().manual_seed(1))
     moved = {name: x[order] for name, x in data.items() if name != "baselines"}
     moved |= {"baselines": {name: b[order] for name, b in data["baselines"].items()}, "prompt": 3 * moved["prompt"] + 7}
-    there, back = (agreement(**d, reference="ocb", resamples=200) for d in (data, moved))
+    there, back = (compare_to_monte_carlo(**d, reference="ocb", resamples=200) for d in (data, moved))
     assert numbers(there) == pytest.approx(numbers(back))
-    assert numbers(there) != numbers(agreement(**data, reference="ocb", resamples=200, seed=1))
+    assert numbers(there) != numbers(compare_to_monte_carlo(**data, reference="ocb", resamples=200, seed=1))
 
 
 def test_a_baseline_does_not_differ_from_its_copy():
     _, data = simulate(prompts=50)
     data["baselines"]["copy"] = data["baselines"]["ocb"].clone()
-    got = agreement(**data, reference="ocb", resamples=200)
+    got = compare_to_monte_carlo(**data, reference="ocb", resamples=200)
     assert got["copy"] == got["ocb"]
     assert got["copy"].rmse_ratio == (1, 1, 1) and got["copy"].p == 1
 
@@ -109,29 +110,34 @@ def test_pairing_narrows_the_ratio():
     _, data = simulate(prompts=100)
     ocb = data["baselines"]["ocb"]
     data["baselines"] = {"ocb": ocb, "near": 0.9 * ocb}
-    got = agreement(**data, reference="ocb")["near"]
-    alone = [(m.rmse.high - m.rmse.low) / m.rmse.value for m in agreement(**data).values()]
+    got = compare_to_monte_carlo(**data, reference="ocb")["near"]
+    alone = [(m.rmse.high - m.rmse.low) / m.rmse.value for m in compare_to_monte_carlo(**data).values()]
     assert got.rmse_ratio.high - got.rmse_ratio.low < 0.7 * sqrt(alone[0] ** 2 + alone[1] ** 2) * got.rmse_ratio.value
 
 
 def test_p_agrees_with_the_interval_and_not_with_the_side():
     _, data = simulate(prompts=100)
-    there, back = agreement(**data, reference="ocb")["none"], agreement(**data, reference="none")["ocb"]
+    there, back = (
+        compare_to_monte_carlo(**data, reference="ocb")["none"],
+        compare_to_monte_carlo(**data, reference="none")["ocb"],
+    )
     assert there.p == back.p < 0.01 and there.rmse_ratio.low > 1 > back.rmse_ratio.high
 
 
 def test_what_has_no_value_is_nan():
-    one = agreement(REWARD[:2], {"zero": ZERO[:2]}, ROLLOUTS[:2], PROMPT[:2], reference="zero")["zero"]
+    one = compare_to_monte_carlo(REWARD[:2], {"zero": ZERO[:2]}, ROLLOUTS[:2], PROMPT[:2], reference="zero")["zero"]
     assert one.bias.value == -0.25 and isnan(one.bias.low) and isnan(one.bias.high) and isnan(one.p)
-    nothing = agreement(REWARD, {"zero": ZERO}, ROLLOUTS, PROMPT, "zero", where=torch.zeros(4, dtype=torch.bool))
+    nothing = compare_to_monte_carlo(
+        REWARD, {"zero": ZERO}, ROLLOUTS, PROMPT, "zero", where=torch.zeros(4, dtype=torch.bool)
+    )
     assert (nothing["zero"].completions, nothing["zero"].prompts) == (0, 0)
     assert all(map(isnan, numbers(nothing)[2:]))
-    empty = agreement(REWARD[:0], {"zero": ZERO[:0]}, ROLLOUTS[:0], PROMPT[:0])
+    empty = compare_to_monte_carlo(REWARD[:0], {"zero": ZERO[:0]}, ROLLOUTS[:0], PROMPT[:0])
     assert all(map(isnan, numbers(empty)[2:]))
     alike = torch.full((4,), 0.1)
-    constant = agreement(alike, {"zero": ZERO}, alike[:, None].expand(4, 3), PROMPT, "zero")["zero"]
+    constant = compare_to_monte_carlo(alike, {"zero": ZERO}, alike[:, None].expand(4, 3), PROMPT, "zero")["zero"]
     assert isnan(constant.slope.value) and isnan(constant.correlation.value) and constant.rmse.value > 0
-    exact = agreement(alike, {"exact": alike}, alike[:, None].expand(4, 3), PROMPT, "exact")["exact"]
+    exact = compare_to_monte_carlo(alike, {"exact": alike}, alike[:, None].expand(4, 3), PROMPT, "exact")["exact"]
     assert exact.rmse.value < 1e-8 and isnan(exact.rmse_ratio.value) and exact.p == 1
 
 
@@ -151,7 +157,7 @@ def test_what_has_no_value_is_nan():
 def test_errors_say_what_is_wrong(change, message):
     data = {"reward": REWARD, "baselines": {"zero": ZERO}, "rollouts": ROLLOUTS, "prompt": PROMPT}
     with pytest.raises(ValueError, match=message):
-        agreement(**data | change)
+        compare_to_monte_carlo(**data | change)
 
 
 def test_sets():
@@ -244,7 +250,10 @@ def test_the_share_of_the_noise_that_the_block_adds():
     """Prompts' true gradients spread by 2 about a mean of 1 in each of 50 dimensions; sampling adds a variance of 1."""
     g = torch.Generator().manual_seed(0)
     true = 1 + 2 * torch.randn(400, 50, generator=g)
-    noisy = lambda: true + torch.randn(400, 50, generator=g)  # noqa: E731
+
+    def noisy():
+        return true + torch.randn(400, 50, generator=g)
+
     share = gradient_agreement(noisy(), noisy(), noisy()).noise_share
     assert share.value == pytest.approx(1 / (1 + 4), abs=0.02)
     assert share.low < 0.2 < share.high

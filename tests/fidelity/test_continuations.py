@@ -139,14 +139,14 @@ class EndsAfter:
     def __init__(self, tokenizer):
         self.word, self.limits = tokenizer("short")["input_ids"], []
 
-    def sample(self, model, prompts, keys, *, group_size, max_new_tokens, eos_token_id, pad_token_id, **options):
-        self.limits.append(max_new_tokens)
-        rows = [(self.word * (g + 1) + [eos_token_id])[:max_new_tokens] for _ in prompts for g in range(group_size)]
+    def sample(self, model, request):
+        self.limits.append(request.max_new_tokens)
+        group = [self.word * (g + 1) + [request.eos_token_id] for g in range(request.group_size)]
+        rows = [row[: request.max_new_tokens] for row in group * len(request.prompts)]
         length = torch.tensor([[len(row)] for row in rows])
-        ids = torch.tensor([row + [pad_token_id] * (int(length.max()) - len(row)) for row in rows])
-        prompt_ids, prompt_mask = (side.repeat_interleave(group_size, 0) for side in pad_left(prompts, pad_token_id))
+        ids = torch.tensor([row + [request.pad_token_id] * (int(length.max()) - len(row)) for row in rows])
         mask = torch.arange(ids.shape[1]) < length
-        return SampledTokens(prompt_ids, prompt_mask, ids, mask, (ids == eos_token_id).any(1))
+        return SampledTokens(*request.padded_prompts(), ids, mask, (ids == request.eos_token_id).any(1))
 
 
 def test_the_engine_is_given_the_limit_of_a_band(warm):

@@ -1,18 +1,20 @@
 """Gradients of baselines from sketches are those of training; the reference is the gradient where that is known."""
 
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 
 import bae.fidelity.gradients
-from bae.batch import Advantages, NumberAdvantages, RolloutBatch
+from bae.batch import Advantages, RolloutBatch
 from bae.fidelity.continuations import resample
-from bae.fidelity.gradients import ALL_ACTION, compare_gradients, sketch_completions, sketch_reference
+from bae.fidelity.gradients import prompt_gradients, sketch_completions, sketch_reference
 from bae.method.advantages import sum_by_block
+from bae.method.baselines import leave_one_out
 from bae.method.losses import log_probs_and_entropy
 from bae.method.stated_numbers import Candidates
+from bae.objectives.rao_blackwell import RaoBlackwell
+from bae.objectives.refining import Ranks, RefiningBaseline
 from bae.objectives.reward_view import number_decisions
 from bae.training.forward import completion_logits, expected_reward
 from bae.training.policy import load_pretrained
@@ -52,70 +54,138 @@ def written(policy):
     return pipeline, samples, scored, decisions
 
 
-def by_training(policy, samples, scored, baseline, decisions, all_action=False):
+@dataclass(frozen=True)
+class Ramp:
+    """Halve the advantage of each token, give later tokens more, and raise the log-probability of the block's first."""
+
+    objective: int
+    advantage: torch.Tensor
+    in_block: torch.Tensor
+
+    @property
+    def unrefined(self):
+        return ~self.in_block.any(1)
+
+    def apply(self, forward, rows, weights):
+        in_block = self.in_block[rows, : forward.log_p.shape[1]]
+        ramp = 0.1 * torch.arange(in_block.shape[1]) - 0.5 * self.advantage[rows].unsqueeze(1)
+        first = in_block.int().argmax(1, keepdim=True)
+        gain = 0.7 * (weights.gather(1, first) * forward.log_p.gather(1, first)).sum()
+        return ramp * in_block, gain
+
+
+class Ramped:
+    """A refining baseline that the project does not know."""
+
+    def __call__(self, rewards):
+        return torch.zeros_like(rewards.reward)
+
+    def check(self, scorer, optimizer_steps=1):
+        pass
+
+    def refine(self, j, advantage, scored, scorer, ranks):
+        return Ramp(j, advantage, scored.block_of == scorer.block_of_objective[j])
+
+
+REFINING = {
+    "rao_blackwell": RaoBlackwell(leave_one_out),
+    "all_action": RaoBlackwell(leave_one_out, all_action=True),
+    "ramped": Ramped(),
+}
+
+
+def refine(baseline, scored, scorer, advantage):
+    return baseline.refine(1, advantage, scored, scorer, Ranks())
+
+
+def pairs(scored, scorer):
+    """What each refining baseline makes of advantages 0 and 1."""
+    ones = torch.ones(len(scored.completions))
+    return {
+        name: (refine(b, scored, scorer, 0 * ones), refine(b, scored, scorer, ones)) for name, b in REFINING.items()
+    }
+
+
+def by_training(policy, samples, scored, advantage, refinement=None):
     """The gradient of the second block of one training step, a sum over completions."""
-    reward = scored.rewards[:, 1]
-    advantage = reward - baseline
     per_objective = torch.stack([torch.zeros_like(advantage), advantage], 1)
-    numbers = [] if decisions is None else [NumberAdvantages(decisions, reward, advantage, 1, 1.0, all_action)]
     work = RolloutBatch(0, [], 1, samples, scored)
-    work.advantages = Advantages(per_objective, sum_by_block(per_objective, [0, 1], [1.0, 1.0], 2), numbers)
+    work.advantages = Advantages(
+        per_objective,
+        sum_by_block(per_objective, [0, 1], [1.0, 1.0], 2),
+        refinements=[refinement] if refinement else [],
+        weights=[1.0, 1.0],
+        block_of_objective=[0, 1],
+    )
     found = test_policy.gradients(policy, work, temperature=TEMPERATURE)
     # Of the mean loss, in which the tests' second block weighs 2.
-    return torch.cat([found[name].flatten() for name, _ in policy.model.named_parameters()]) * -len(reward) / 2
+    return torch.cat([found[name].flatten() for name, _ in policy.model.named_parameters()]) * -len(advantage) / 2
 
 
-@pytest.fixture
-def proxies(monkeypatch):
-    """compare_gradients that gives back what it would compare."""
-    monkeypatch.setattr(bae.fidelity.gradients, "gradient_agreement", lambda proxy, *rest: proxy)
-    return partial(compare_gradients, resamples=2)
-
-
-def test_the_gradient_of_a_baseline_is_that_of_training(tiny, exact, proxies):
-    pipeline, samples, scored, decisions = written(tiny)
-    reward, rows = scored.rewards[:, 1], torch.arange(len(TEXTS))
-    sketches = sketch_completions(pipeline, samples, scored.block_of == 1, rows, reward, decisions, exact)
-    nothing = torch.zeros(3, exact)
-    baseline, text = torch.linspace(-0.6, 0, len(TEXTS)), torch.linspace(-0.2, -0.9, len(TEXTS))
-    expected = expected_reward(tiny.model, samples, decisions, TEMPERATURE, 3)
-    assert expected.isnan().tolist() == [False] * 5 + [True, True, False]
-    found = proxies(sketches | {"half_a": nothing, "half_b": nothing}, reward, expected,
-                    {"plain": baseline, "rao_blackwell": expected}, {"rao_blackwell": text}, PROMPT)  # fmt: skip
-    assert list(found) == ["plain", "rao_blackwell", ALL_ACTION]
-    hand = {
-        "plain": by_training(tiny, samples, scored, baseline, None),
-        "rao_blackwell": by_training(tiny, samples, scored, text, decisions),
-        ALL_ACTION: by_training(tiny, samples, scored, text, decisions, all_action=True),
-    }
+def test_the_gradient_of_a_baseline_is_that_of_training(tiny, exact):
+    pipeline, samples, scored, _ = written(tiny)
+    assert all(isinstance(baseline, RefiningBaseline) for baseline in REFINING.values())
+    in_block, rows = scored.block_of == 1, torch.arange(len(TEXTS))
+    sketches = sketch_completions(pipeline, samples, in_block, rows, pairs(scored, pipeline.scorer), exact)
+    sketches |= {"half_a": torch.zeros(3, exact), "half_b": torch.zeros(3, exact)}
+    advantage = scored.rewards[:, 1] - torch.linspace(-0.2, -0.9, len(TEXTS))
+    hand = {None: by_training(tiny, samples, scored, advantage)}
+    for name, baseline in REFINING.items():
+        refinement = refine(baseline, scored, pipeline.scorer, advantage)
+        hand[name] = by_training(tiny, samples, scored, advantage, refinement)
     for name, gradient in hand.items():
-        assert gradient.abs().max() > 0.01 and found[name].shape == (3, exact)
-        assert torch.allclose(found[name].sum(0), gradient, atol=1e-4, rtol=1e-3), name
+        found = prompt_gradients(sketches, advantage, PROMPT, name)
+        assert gradient.abs().max() > 0.01 and found.shape == (3, exact)
+        assert torch.allclose(found.sum(0), gradient, atol=1e-4, rtol=1e-3), name
+    found = list(hand.values())
+    for i, one in enumerate(found):
+        assert not any(torch.allclose(one, other, atol=1e-3) for other in found[i + 1 :])
     # A prompt's own is the sum of its completions'.
-    own = ((reward - baseline).unsqueeze(1) * sketches["whole"])[PROMPT == 1].sum(0)
-    torch.testing.assert_close(found["plain"][1], own)
-    assert not torch.allclose(hand["rao_blackwell"], hand[ALL_ACTION], atol=1e-3)
+    own = (advantage.unsqueeze(1) * sketches["whole"])[PROMPT == 1].sum(0)
+    torch.testing.assert_close(prompt_gradients(sketches, advantage, PROMPT)[1], own)
 
 
 def test_the_parts_of_a_completion(tiny, exact):
-    """Chosen rows, in order; without decisions the text is all there is."""
-    pipeline, samples, scored, decisions = written(tiny)
-    sketch = partial(sketch_completions, pipeline, samples, scored.block_of == 1, reward=scored.rewards[:, 1])
-    whole = sketch(torch.arange(len(TEXTS)), decisions=decisions, size=exact)
-    some = sketch(torch.tensor([1, 5]), decisions=decisions, size=exact)
+    """Chosen rows, in order; without anything to refine, the advantage is that of the whole block."""
+    pipeline, samples, scored, _ = written(tiny)
+    refinements = pairs(scored, pipeline.scorer)
+
+    def sketch(rows, refinements=refinements, size=exact):
+        rows = torch.tensor(rows, dtype=torch.long)
+        return sketch_completions(pipeline, samples, scored.block_of == 1, rows, refinements, size)
+
+    whole, some = sketch(list(range(len(TEXTS)))), sketch([1, 5])
+    assert list(whole) == ["whole", *(f"{name}/{a}" for name in REFINING for a in (0, 1))]
     for name in whole:
         torch.testing.assert_close(some[name], whole[name][[1, 5]])
-    none = sketch(torch.tensor([1]), decisions=None, size=exact)
-    torch.testing.assert_close(none["text"], none["whole"])
-    torch.testing.assert_close(none["whole"], some["whole"][:1])
-    assert not none["sampled"].any() and not none["every"].any()
-    assert not some["sampled"][1].any() and some["sampled"][0].any()  # the second stops before any number
-    assert sketch(torch.tensor([]).long(), decisions=decisions, size=5)["whole"].shape == (0, 5)
+    nothing = sketch([1], {"none": (None, None)})
+    torch.testing.assert_close(nothing["none/1"], nothing["whole"])
+    torch.testing.assert_close(nothing["whole"], some["whole"][:1])
+    assert not nothing["none/0"].any()
+    for name in ("rao_blackwell", "all_action"):  # the second stops before any number
+        assert some[f"{name}/0"][0].any() and not some[f"{name}/0"][1].any()
+        torch.testing.assert_close(some[f"{name}/1"][1], some["whole"][1])
+        # What the advantage is multiplied with is the text before the number.
+        text = some[f"{name}/1"][0] - some[f"{name}/0"][0]
+        torch.testing.assert_close(text, before_the_number(tiny, samples, scored, 1), atol=1e-5, rtol=1e-4)
+    assert sketch([], size=5)["rao_blackwell/1"].shape == (0, 5)
+
+
+def before_the_number(policy, samples, scored, n):
+    """The gradient of the log-probability of the block's text before the first decision, over the block's tokens."""
+    logits, ids = completion_logits(policy.model, samples, torch.tensor([n]))
+    log_p, _ = log_probs_and_entropy(logits, ids, TEMPERATURE)
+    pipeline = make_pipeline(policy, temperature=TEMPERATURE)
+    decisions = number_decisions(scored, pipeline.scorer, 1, Candidates(pipeline.scorer.vocabulary))
+    mask = (scored.block_of == 1)[n, : ids.shape[1]]
+    text = mask & (torch.arange(len(mask)) < decisions.position[n, 0])
+    total = (log_p[0] * text).sum() / mask.sum()
+    return torch.cat([g.flatten() for g in torch.autograd.grad(total, list(policy.model.parameters()))])
 
 
 def test_what_is_kept_is_the_sketch_of_the_gradient(tiny, exact, monkeypatch):
-    pipeline, samples, scored, decisions = written(tiny)
-    arguments = pipeline, samples, scored.block_of == 1, torch.tensor([0, 1]), scored.rewards[:, 1], decisions
+    pipeline, samples, scored, _ = written(tiny)
+    arguments = pipeline, samples, scored.block_of == 1, torch.tensor([0, 1]), pairs(scored, pipeline.scorer)
     whole = sketch_completions(*arguments, exact)
     monkeypatch.undo()
     for name, sketches in sketch_completions(*arguments, 64).items():
@@ -224,21 +294,32 @@ def test_the_reference_is_the_gradient_of_the_expected_reward():
     # From all actions a single completion has nearly all of it, and from the one that was drawn hardly any.
     decisions = number_decisions(again.scored, pipeline.scorer, 1, Candidates(pipeline.scorer.vocabulary))
     rows = torch.arange(4)
-    one = sketch_completions(
-        pipeline, again.samples, again.scored.block_of == 1, rows, again.rewards(1).flatten(), decisions, size
-    )
-    assert (one["every"] @ g / norm).tolist() == pytest.approx([1.0] * 4, abs=0.01)
-    assert torch.cosine_similarity(one["every"], g.unsqueeze(0)).min() > 0.999
-    assert torch.cosine_similarity(one["sampled"], g.unsqueeze(0)).max() < 0.5
+    in_block = again.scored.block_of == 1
+    made = sketch_completions(pipeline, again.samples, in_block, rows, pairs(again.scored, pipeline.scorer), size)
+    made["half_a"] = torch.zeros(4, size)
+    # With the expectation as the baseline, the text before the number has no advantage.
+    expected = expected_reward(policy.model, again.samples, decisions, 1.0, 100)
+    advantage = (again.rewards(1).flatten() - expected)[rows]
+    every, drawn = (prompt_gradients(made, advantage, rows, name) for name in ("all_action", "rao_blackwell"))
+    assert (every @ g / norm).tolist() == pytest.approx([1.0] * 4, abs=0.01)
+    assert torch.cosine_similarity(every, g.unsqueeze(0)).min() > 0.999
+    assert torch.cosine_similarity(drawn, g.unsqueeze(0)).max() < 0.5
 
 
-def test_with_ordinary_advantages_that_sum_to_zero_a_constant_gradient_cancels(proxies):
+def test_with_ordinary_advantages_that_sum_to_zero_a_constant_gradient_cancels():
     """Sums over prompts: completions whose gradients are alike leave nothing under the mean of their stratum."""
     reward, prompt = torch.tensor([-0.1, -0.5, -0.9, -0.3]), torch.tensor([1, 1, 0, 1])
     alike = torch.ones(4, 3) * torch.tensor([1.0, 2.0, 3.0])
-    sketches = dict.fromkeys(("whole", "text", "sampled", "every"), alike)
-    sketches |= {name: torch.zeros(2, 3) for name in ("half_a", "half_b")}
-    found = proxies(sketches, reward, torch.full((4,), torch.nan),
-                    {"mean": torch.tensor([-0.3, -0.3, -0.4, -0.3]), "none": torch.zeros(4)}, {}, prompt)  # fmt: skip
-    torch.testing.assert_close(found["mean"], torch.tensor([[-0.5], [0.0]]) * alike[:2])
-    torch.testing.assert_close(found["none"], torch.tensor([[-0.9], [-0.9]]) * alike[:2])
+    sketches = {"whole": alike, "half_a": torch.zeros(2, 3)}
+    mean = prompt_gradients(sketches, reward - torch.tensor([-0.3, -0.3, -0.4, -0.3]), prompt)
+    torch.testing.assert_close(mean, torch.tensor([[-0.5], [0.0]]) * alike[:2])
+    torch.testing.assert_close(prompt_gradients(sketches, reward, prompt), torch.tensor([[-0.9], [-0.9]]) * alike[:2])
+
+
+def test_the_gradient_of_a_refining_baseline_is_affine_in_the_advantage():
+    g = torch.Generator().manual_seed(0)
+    zero, one, whole = torch.randn(3, 4, 5, generator=g)
+    sketches = {"whole": whole, "mine/0": zero, "mine/1": one, "half_a": torch.zeros(4, 5)}
+    advantage = torch.tensor([0.0, 1.0, -2.0, 0.5])
+    found = prompt_gradients(sketches, advantage, torch.arange(4), "mine")
+    torch.testing.assert_close(found, torch.stack([zero[0], one[1], 3 * zero[2] - 2 * one[2], (zero[3] + one[3]) / 2]))

@@ -9,24 +9,23 @@ import pytest
 import torch
 
 from bae.batch import Problem, SampledTokens
-from bae.fidelity.measure import baseline_values, check_nested, compare, errors_of, measure, rewards_of
+from bae.fidelity.compare import baseline_values, compare_advantages, errors_of, rewards_of
+from bae.fidelity.measure import Study, check_nested
 from bae.method.baselines import (
-    RaoBlackwell,
+    MonteCarlo,
     group_mean,
     leave_one_out,
-    monte_carlo,
     none,
     outcome_conditioned,
     without_self,
 )
 from bae.method.shrinkage import EmpiricalBayes
-from bae.method.stated_numbers import Candidates
 from bae.objectives import Objective
 from bae.objectives.brier import brier
 from bae.objectives.correctness import correctness
 from bae.objectives.outcomes import given_reward
+from bae.objectives.rao_blackwell import RaoBlackwell
 from bae.objectives.scoring import Scorer
-from bae.rollout.interface import pad_left
 from bae.training.policy import load_pretrained
 from tests.fidelity.test_continuations import SOLUTION, TASK, THREE, make_pipeline
 
@@ -43,8 +42,7 @@ def warm():
 def measured(pipeline, prompts=4, group_size=4, rollouts=3, nested=2, seed=0, problems=None, **options):
     problems = problems or [TASK.problem("val", i) for i in range(prompts)]
     keys = [(seed, 7, i) for i in range(len(problems))]
-    return measure(pipeline, given_reward, Candidates(pipeline.scorer.vocabulary), problems, keys, group_size,
-                   rollouts, nested, 64, **options)  # fmt: skip
+    return Study(pipeline, given_reward, group_size, rollouts, nested, 64, **options).measure(problems, keys)
 
 
 @pytest.fixture(scope="module")
@@ -62,16 +60,15 @@ class Script:
     def __init__(self, tokenizer, texts, ends):
         self.tokenizer, self.texts, self.ends, self.keys = tokenizer, texts, ends, []
 
-    def sample(self, model, prompts, keys, *, group_size, eos_token_id, pad_token_id, **options):
+    def sample(self, model, request):
         texts = self.ends if self.keys else self.texts
-        assert len(texts) == group_size
-        self.keys += keys
-        rows = [[*self.tokenizer(text)["input_ids"], eos_token_id] for _ in prompts for text in texts]
+        assert len(texts) == request.group_size
+        self.keys += request.keys
+        rows = [[*self.tokenizer(text)["input_ids"], request.eos_token_id] for _ in request.prompts for text in texts]
         length = torch.tensor([[len(row)] for row in rows])
-        ids = torch.tensor([row + [pad_token_id] * (int(length.max()) - len(row)) for row in rows])
-        prompt_ids, prompt_mask = (side.repeat_interleave(group_size, 0) for side in pad_left(prompts, pad_token_id))
+        ids = torch.tensor([row + [request.pad_token_id] * (int(length.max()) - len(row)) for row in rows])
         mask = torch.arange(ids.shape[1]) < length
-        return SampledTokens(prompt_ids, prompt_mask, ids, mask, torch.ones(len(ids)).bool())
+        return SampledTokens(*request.padded_prompts(), ids, mask, torch.ones(len(ids)).bool())
 
 
 WRONG = "<reasoning>4</reasoning><answer>4</answer>"
@@ -114,8 +111,8 @@ def test_no_draw_is_used_twice(warm):
 def test_a_table_of_nobody(warm):
     table, sketches, _ = scripted(warm, texts=["", "3"], sketch=4)
     assert table.empty and list(table) == COLUMNS
-    assert sketches["confidence_brier/text"].shape == (0, 4) and not sketches["confidence_brier/half_a"].any()
-    results, values = compare(table, BASELINES, without_self, [2], None, resamples=2)
+    assert sketches["confidence_brier/whole"].shape == (0, 4) and not sketches["confidence_brier/half_a"].any()
+    results, values = compare_advantages(table, BASELINES, without_self, [2], None, resamples=2)
     assert results.empty and values == {}
 
 
@@ -123,7 +120,7 @@ def test_masked_samples_stand_for_the_mean_of_the_others(warm):
     engine = Script(warm.tokenizer, TEXTS, [confident(q) for q in (0.0, 0.2, "x", 0.0)])
     table, _ = measured(make_pipeline(warm, limit=60, engine=engine, malformed="mask"), rollouts=4, nested=0,
                         problems=[Problem("p", "1+2=", "3")])  # fmt: skip
-    assert table["sample"].tolist() == [0, 2]  # the spoilt number does not count
+    assert table["sample"].tolist() == [0, 2]  # the malformed number does not count
     np.testing.assert_allclose(table["rollouts"][0], [-1, -0.64, -2.64 / 3, -1], atol=1e-6)
 
 
@@ -136,7 +133,7 @@ def test_shapes_and_keys(warm, sampled):
 
 
 def test_the_policys_own_expectation_is_what_rollouts_say(sampled):
-    results, values = compare(sampled, BASELINES, without_self, [8], "ocb", resamples=100)
+    results, values = compare_advantages(sampled, BASELINES, without_self, [8], "ocb", resamples=100)
     everyone = results[results["set"] == "all"].set_index("baseline")
     assert everyone["rmse_ratio"]["rao_blackwell"] <= 0.2 and everyone["rmse_ratio_high"]["rao_blackwell"] < 0.4
     assert everyone["rmse"]["ocb"] > 0.08
@@ -153,14 +150,18 @@ def test_the_policys_own_expectation_is_what_rollouts_say(sampled):
 def test_three_blocks_of_which_two_are_conditioned(warm):
     """Whether the reasoning is short is the outcome of the answer; whether the answer is right that of the number."""
     pipeline = make_pipeline(warm, THREE)
-    short = lambda completion: float(len(completion.sections[0].content) <= 8)  # noqa: E731
+
+    def short(completion):
+        return float(len(completion.sections[0].content) <= 8)
+
     objectives = [
         Objective("short", "reasoning", 0.0, reward=short),
         Objective("right", "solution", 0.0, reward=correctness, given="short"),
         Objective("brier", "confidence", -1.0, score=brier, given="right"),
     ]
     scorer = Scorer(pipeline.scorer.blocks, objectives, TASK.verifier, pipeline.scorer.vocabulary)
-    table, sketches = measured(replace(pipeline, scorer=scorer), prompts=6, sketch=16)
+    refining = {"rb": BASELINES["rao_blackwell"]}
+    table, sketches = measured(replace(pipeline, scorer=scorer), prompts=6, sketch=16, refining=refining)
     parts = dict(list(table.groupby("objective", sort=False)))
     assert list(parts) == ["right", "brier"]
     assert parts["right"]["expected"].isna().all() and parts["right"]["rescored_wrong"].isna().all()
@@ -168,9 +169,14 @@ def test_three_blocks_of_which_two_are_conditioned(warm):
     assert set(np.stack(parts["right"]["rollouts"]).flatten()) == {0.0, 1.0}
     assert (parts["brier"]["outcome"] == parts["brier"]["correct"]).all()
     assert (parts["right"]["outcome"] != parts["right"]["correct"]).any()
-    assert sketches["right/whole"].shape == (len(parts["right"]), 16) and not sketches["right/every"].any()
+    assert sketches["right/whole"].shape == (len(parts["right"]), 16)
+    assert not sketches["right/rb/0"].any()  # there is no number to refine
+    torch.testing.assert_close(sketches["right/rb/1"], sketches["right/whole"])
+    assert sketches["brier/rb/0"].any() and sketches["brier/rb/1"].shape == sketches["brier/whole"].shape
     assert sketches["brier/half_a"].shape == (6, 16) and sketches["brier/half_b"].any()
-    results, values = compare(table, BASELINES | {"loo": leave_one_out}, without_self, [2, 4], "ocb", resamples=2)
+    results, values = compare_advantages(
+        table, BASELINES | {"loo": leave_one_out}, without_self, [2, 4], "ocb", resamples=2
+    )
     assert results.groupby(["objective", "group_size"]).ngroups == len(values) == 4
     assert values["right", 4]["rao_blackwell"].equal(values["right", 4]["loo"])  # there is no number to expect
     assert not values["brier", 4]["rao_blackwell"].equal(values["brier", 4]["loo"])
@@ -197,7 +203,7 @@ def test_larger_groups_are_cut_into_smaller_ones():
         outcome=[1.0, 1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0],
     )  # fmt: skip
     chosen = {"group_mean": group_mean, "ocb": outcome_conditioned}
-    results, values = compare(table, chosen, without_self, [4, 8], None, resamples=2)
+    results, values = compare_advantages(table, chosen, without_self, [4, 8], None, resamples=2)
     hand = {
         (4, "group_mean"): [-0.3, -0.3, -0.3, -0.8, -0.8, -0.2, -0.2, -0.2],
         (4, "ocb"): [-0.2, -0.2, -0.5, -0.8, -0.8, -0.2, -0.2, -0.2],
@@ -266,24 +272,26 @@ def test_the_share_of_the_fallback():
 def test_monte_carlo_has_samples_of_its_own():
     nested, rollouts = np.array([[-0.2, -0.4, -9.0], [-0.6, 0.0, -9.0]]), np.full((2, 4), -7.0)
     table = table_of([-0.1, -0.3], [0, 0], [0, 1], rollouts=rollouts, nested=nested)
-    chosen = {"monte_carlo": partial(monte_carlo, rollouts=2)}
-    results, values = compare(table, chosen, without_self, [2], None, resamples=2)
+    chosen = {"monte_carlo": MonteCarlo(2)}
+    results, values = compare_advantages(table, chosen, without_self, [2], None, resamples=2)
     torch.testing.assert_close(values["o", 2]["monte_carlo"], torch.tensor([-0.3, -0.3]))
     assert results["rmse"][0] == pytest.approx(6.7)
     with pytest.raises(ValueError, match=r"rollouts=4, but nested=3; raise nested$"):
-        compare(table, {"monte_carlo": partial(monte_carlo, rollouts=4)}, without_self, [2], None, resamples=2)
+        compare_advantages(table, {"monte_carlo": MonteCarlo(4)}, without_self, [2], None, resamples=2)
 
 
 def test_too_few_samples_are_refused_beforehand():
-    check_nested({"monte_carlo": partial(monte_carlo, rollouts=4), "ocb": partial(outcome_conditioned)}, 4)
+    check_nested({"monte_carlo": MonteCarlo(4), "ocb": partial(outcome_conditioned)}, 4)
     with pytest.raises(ValueError, match=r"^nested=3: baseline monte_carlo needs 4 of its own"):
-        check_nested({"monte_carlo": partial(monte_carlo, rollouts=4)}, 3)
+        check_nested({"monte_carlo": MonteCarlo(4)}, 3)
 
 
 def test_errors_by_hand():
     rollouts = np.array([[-0.2, -0.4], [-0.6, -0.6], [0.0, -0.2]])
     table = table_of([-0.1, -0.3, -0.4], [0, 0, 1], [0, 1, 0], outcome=[1.0, 0.0, 1.0], rollouts=rollouts)
-    results, values = compare(table, {"none": none, "ocb": outcome_conditioned}, without_self, [1, 2], None, 2)
+    results, values = compare_advantages(
+        table, {"none": none, "ocb": outcome_conditioned}, without_self, [1, 2], None, 2
+    )
     errors = errors_of(table, values, results).set_index(["group_size", "set", "baseline"])
     assert list(errors.index) == [(size, name, baseline) for size in (1, 2) for name in ("incorrect", "correct")
                                   for baseline in ("none", "ocb")]  # fmt: skip
@@ -295,5 +303,5 @@ def test_errors_by_hand():
 
 def test_outcomes_that_are_not_right_and_wrong_keep_their_numbers():
     table = table_of([-0.1, -0.3], [0, 1], [0, 0], outcome=[1.0, 1001.0])
-    results, _ = compare(table, {"none": none}, without_self, [1], None, resamples=2)
+    results, _ = compare_advantages(table, {"none": none}, without_self, [1], None, resamples=2)
     assert set(results["set"]) == {"all", "outcome=1", "outcome=1001", "size=1"}

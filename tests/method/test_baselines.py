@@ -8,13 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bae.method.baselines import (
-    RaoBlackwell,
+    MonteCarlo,
     RewardView,
     batch_mean,
     group_mean,
     leave_one_out,
     mean_of_others,
-    monte_carlo,
     none,
     outcome_conditioned,
     outcome_over_batch,
@@ -23,6 +22,7 @@ from bae.method.baselines import (
     with_fallback,
     without_self,
 )
+from bae.objectives.rao_blackwell import RaoBlackwell
 
 # Two groups of four; outcomes 1 1 0 0 | 1 0 0 0; one completion of the second group does not count.
 REWARDS = RewardView(
@@ -169,9 +169,9 @@ def test_monte_carlo_is_the_mean_of_what_is_drawn():
     drawn = torch.tensor([[0.0, -1.0, torch.nan], [-0.5, -0.5, -0.2]])
     r = RewardView(torch.zeros(2), torch.zeros(2).long(), torch.zeros(2), torch.ones(2).bool(),
                      resample=lambda n: drawn[:, :n])  # fmt: skip
-    torch.testing.assert_close(monte_carlo(r, 3), torch.tensor([-0.5, -0.4]))
+    torch.testing.assert_close(MonteCarlo(3)(r), torch.tensor([-0.5, -0.4]))
     with pytest.raises(ValueError, match="needs a policy"):
-        monte_carlo(REWARDS, 2)
+        MonteCarlo(2)(REWARDS)
 
 
 def test_rao_blackwell_is_the_expectation_where_it_is_known():

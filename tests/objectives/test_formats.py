@@ -14,15 +14,14 @@ from bae import callbacks
 from bae.batch import Problem, RolloutBatch, group_index
 from bae.callbacks import BlockwiseAdvantages, HeldOut
 from bae.callbacks.telemetry import completion_metrics
-from bae.callbacks.writers import check_rao_blackwell
 from bae.commands import fidelity, train
 from bae.commands.warmstart import make_tokenizer
 from bae.evaluation.completion_table import by_attempt, by_prompt, columns, frame
 from bae.evaluation.measure import lines, measure, test_time_scaling
-from bae.fidelity.measure import compare, rewards_of
-from bae.fidelity.measure import measure as measure_rollouts
+from bae.fidelity.compare import compare_advantages, rewards_of
+from bae.fidelity.measure import Study
 from bae.method import normalisation
-from bae.method.baselines import RaoBlackwell, group_mean, leave_one_out, outcome_conditioned, without_self
+from bae.method.baselines import group_mean, leave_one_out, outcome_conditioned, without_self
 from bae.method.stated_numbers import Candidates
 from bae.objectives import Objective
 from bae.objectives.bce import bce
@@ -30,9 +29,9 @@ from bae.objectives.brier import brier
 from bae.objectives.correctness import correctness
 from bae.objectives.form import brevity, in_format
 from bae.objectives.outcomes import given_reward
+from bae.objectives.rao_blackwell import RaoBlackwell
 from bae.objectives.reward_view import number_decisions, reward_view, score_table
-from bae.objectives.scoring import Scorer, stated_confidences
-from bae.objectives.scoring import correct_flags as correct_answers
+from bae.objectives.scoring import Scorer, correct_flags, stated_confidences
 from bae.objectives.second_attempt import second_attempt
 from bae.rollout.local.engine import LocalEngine
 from bae.rollout.pipeline import Pipeline
@@ -44,7 +43,7 @@ from tests.callbacks.test_dynamic_sampling import Written, alone
 from tests.fidelity.test_continuations import TASK
 from tests.objectives.test_scoring import score
 from tests.support import call, runs
-from tests.training.test_update import module
+from tests.support.updates import make_update
 
 test_time_scaling.__test__ = False  # it only sounds like a test
 TOKENIZER = make_tokenizer()
@@ -168,8 +167,8 @@ def test_a_score_reads_the_number_and_the_answer_that_it_names():
     assert [c.confidences for c in found.completions] == [(0.9, 0.8), (0.9, 0.8), (None, 1.0), (0.2, None), (0.2,)]
     second = [0.8, 0.8, 1.0, math.nan, math.nan]
     torch.testing.assert_close(stated_confidences(found.completions, 1), torch.tensor(second), equal_nan=True)
-    assert correct_answers(found.completions, 1).tolist() == [0, 1, 1, 1, 0]
-    assert correct_answers(found.completions).tolist() == [1, 0, 0, 1, 1]
+    assert correct_flags(found.completions, 1).tolist() == [0, 1, 1, 1, 0]
+    assert correct_flags(found.completions).tolist() == [1, 0, 0, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -279,9 +278,10 @@ UNCONDITIONED = Objective("correctness", "answer", 0.0, reward=correctness)
 
 def test_numbers_of_three_blocks_are_left_to_the_training_step(tiny):
     batch = require_advantages(tiny, THREE, [BRIEF, UNCONDITIONED, BRIER], TEXTS, RaoBlackwell(leave_one_out), groups=2)
-    (numbers,) = batch.require_advantages().numbers
+    given = batch.require_advantages()
+    (numbers,) = given.refinements
     samples, scored = batch.require_rollouts()
-    assert numbers.block == 2 and (numbers.decisions.position[:, 0] >= 0).all()
+    assert given.block_of_objective[numbers.objective] == 2 and (numbers.decisions.position[:, 0] >= 0).all()
     first = samples.completion_ids.gather(1, numbers.decisions.position[:, :1]).squeeze(1).tolist()
     assert TOKENIZER.convert_ids_to_tokens(first) == [f"{c.confidence}"[2] for c in scored.completions]
     torch.testing.assert_close(numbers.decisions.final, scored.rewards[:, 2])
@@ -291,13 +291,15 @@ def test_two_numbers_have_decisions_of_their_own(tiny):
     texts = [four(5, 0.9, 6, 0.8), four(6, 0.3, 5, 0.7), four(6, 0.4, 5, 0.25), four(5, 0.2, 5, "+")]
     batch = require_advantages(tiny, FOUR, TWO_NUMBERS, texts, RaoBlackwell(leave_one_out))
     samples, scored = batch.require_rollouts()
-    one, two = batch.require_advantages().numbers
-    assert (one.block, two.block) == (1, 3) and (one.weight, two.weight) == (1.0, 0.5)
+    given = batch.require_advantages()
+    one, two = given.refinements
+    assert [given.block_of_objective[found.objective] for found in (one, two)] == [1, 3]
+    assert [given.weights[found.objective] for found in (one, two)] == [1.0, 0.5]
     for found, digits in ((one, "9342"), (two, "872 ")):
         for n, digit in enumerate(digits.rstrip()):
             place = int(found.decisions.position[n, 0])
             assert TOKENIZER.convert_ids_to_tokens(int(samples.completion_ids[n, place])) == digit
-            assert scored.block_of[n, place] == found.block
+            assert scored.block_of[n, place] == given.block_of_objective[found.objective]
     assert two.decisions.position[3].tolist() == [-1] * two.decisions.position.shape[1]  # no point, no decision
     torch.testing.assert_close(one.decisions.final, torch.tensor([-0.01, -0.09, -0.16, -0.64]))
     hand = [math.log(0.2), math.log(0.7), math.log(0.25), math.log(0.01)]
@@ -331,30 +333,29 @@ def test_a_training_step_with_two_numbers(tiny, all_action):
     """Gradients of all four blocks, and each number's block moves by its own."""
     texts = [four(5, 0.9, 6, 0.8), four(6, 0.3, 5, 0.7), four(6, 0.4, 5, 0.25), four(5, 0.2, 5, 0.6)]
     batch = require_advantages(tiny, FOUR, TWO_NUMBERS, texts, RaoBlackwell(leave_one_out, all_action))
-    made = module(tiny)
-    made.block_weights = torch.tensor([block.weight for block in FOUR])
+    made = make_update(tiny, blocks=FOUR)
     found = made.block_gradients(batch, torch.arange(4), 0)
     assert found.shape[0] == 4 and found.isfinite().all() and (found.norm(dim=1) > 1e-4).all()
-    made.training_step(batch, 0)
+    made.step(batch)
     assert 0 < batch.metrics["grad_norm"] < math.inf
 
 
 def test_what_has_no_number_to_expect_is_refused(tiny):
     for blocks, objectives, name in ((TWICE, ATTEMPTS, "second"), (THREE, ALL_THREE, "correctness")):
         with pytest.raises(ValueError, match=rf"objectives\.rewards\.{name} has no score of a stated number"):
-            check_rao_blackwell(pipeline_of(tiny, blocks, objectives).scorer)
-    check_rao_blackwell(pipeline_of(tiny, THREE, [BRIEF, UNCONDITIONED, BRIER]).scorer)
+            RaoBlackwell(leave_one_out).check(pipeline_of(tiny, blocks, objectives).scorer)
+    RaoBlackwell(leave_one_out).check(pipeline_of(tiny, THREE, [BRIEF, UNCONDITIONED, BRIER]).scorer)
     masked = make_blocks({"a": ["reasoning", "answer"], "b": {"sections": ["confidence"], "malformed": "mask"}})
     objectives = [Objective("c", "a", 0.0, reward=correctness), Objective("q", "b", -1.0, score=brier, given="c")]
     with pytest.raises(ValueError, match=r"objectives\.rewards\.q has that policy"):
-        check_rao_blackwell(pipeline_of(tiny, masked, objectives).scorer)
-    check_rao_blackwell(pipeline_of(tiny, make_blocks({"a": {"sections": ["answer"], "malformed": "mask"},
-                                                       "b": ["confidence"]}), objectives).scorer)  # fmt: skip
+        RaoBlackwell(leave_one_out).check(pipeline_of(tiny, masked, objectives).scorer)
+    elsewhere = make_blocks({"a": {"sections": ["answer"], "malformed": "mask"}, "b": ["confidence"]})
+    RaoBlackwell(leave_one_out).check(pipeline_of(tiny, elsewhere, objectives).scorer)
     other = {"name": "confidence", "opening": "[", "closing": "]"}
     twice = make_blocks({"a": ["answer"], "b": ["confidence", other]})
     objectives = [Objective("c", "a", 0.0, reward=correctness), Objective("q", "b", -1.0, score=brier, given="c")]
     with pytest.raises(ValueError, match="close with </confidence> and ]; let them close alike"):
-        check_rao_blackwell(pipeline_of(tiny, twice, objectives).scorer)
+        RaoBlackwell(leave_one_out).check(pipeline_of(tiny, twice, objectives).scorer)
 
 
 # Nested rollouts.
@@ -372,9 +373,8 @@ def two_attempt():
 
 def rollouts_of(pipeline, prompts=3, sketch=0):
     problems = [TASK.problem("val", i) for i in range(prompts)]
-    candidates = Candidates(pipeline.scorer.vocabulary)
     keys = [(0, 7, i) for i in range(prompts)]
-    return measure_rollouts(pipeline, given_reward, candidates, problems, keys, 4, 3, 2, 64, sketch)
+    return Study(pipeline, given_reward, 4, 3, 2, 64, sketch).measure(problems, keys)
 
 
 BASELINES = {"ocb": outcome_conditioned, "loo": leave_one_out, "rao_blackwell": RaoBlackwell(leave_one_out)}
@@ -394,7 +394,7 @@ def test_rollouts_of_three_blocks(warm):
     # Fresh samples of the last block alone: rows of the same completions, and rollouts of the same texts.
     assert parts["brier"]["sample"].tolist() == parts["form"]["sample"].tolist()
     assert parts["brier"]["expected"].notna().any() and parts["form"]["expected"].isna().all()
-    results, values = compare(table, BASELINES, without_self, [2, 4], "ocb", resamples=2)
+    results, values = compare_advantages(table, BASELINES, without_self, [2, 4], "ocb", resamples=2)
     assert {(o, g) for o, g in zip(results["objective"], results["group_size"], strict=True)} == set(values)
     assert set(values) == {(o, g) for o in parts for g in (2, 4)}
     for objective in ("correctness", "form"):
@@ -412,7 +412,7 @@ def test_rollouts_of_a_second_attempt(two_attempt):
     assert drawn <= {0.0, 0.1, 1.0} and len(drawn) > 1
     assert table[["rescored_wrong", "rescored_right", "expected"]].isna().all().all()
     assert rewards_of(table, 4).rescored is None
-    results, values = compare(table, BASELINES, without_self, [4], "ocb", resamples=2)
+    results, values = compare_advantages(table, BASELINES, without_self, [4], "ocb", resamples=2)
     assert set(results["set"]) >= {"all", "incorrect", "correct"} and list(values) == [("second", 4)]
 
 

@@ -16,6 +16,7 @@ from bae.objectives import Objective
 from bae.objectives.brier import brier
 from bae.objectives.correctness import correctness
 from bae.objectives.outcomes import answer_length, given_reward, group_accuracy, verdict
+from bae.objectives.refining import Ranks
 from bae.objectives.reward_view import number_decisions, reward_view, score_table
 from bae.objectives.scoring import Scorer
 from bae.text.blocks import make_blocks
@@ -131,9 +132,9 @@ def test_reports_are_gathered_over_ranks():
                      block_of=whole.block_of[rows]) for rows in (slice(0, 2), slice(2, 4))]  # fmt: skip
     sent = []
     for part in parts:  # what each rank gathers
-        number_decisions(part, scorer, 1, candidates, lambda mine: sent.append(mine) or [mine])
+        number_decisions(part, scorer, 1, candidates, Ranks(gather=lambda mine: sent.append(mine) or [mine]))
     for rank, part in enumerate(parts):
-        mine = number_decisions(part, scorer, 1, candidates, lambda mine: list(sent), rank)
+        mine = number_decisions(part, scorer, 1, candidates, Ranks(rank, lambda mine: list(sent)))
         rows = slice(2 * rank, 2 * rank + 2)
         width = mine.position.shape[1]
         assert mine.position.equal(everyone.position[rows, :width]) and mine.final.equal(everyone.final[rows])

@@ -265,11 +265,11 @@ class Paced:
     def __init__(self, rows, pace, tells=True, fails=False):
         self.rows, self.pace, self.tells, self.fails = rows, pace, tells, fails
 
-    def sample(self, model, prompts, keys, *, on_finished=None, **options):
+    def sample(self, model, request):
         for n, row in enumerate(self.rows):
             time.sleep(self.pace)
-            if self.tells and on_finished:
-                on_finished(n, row, True)
+            if self.tells and request.on_finished:
+                request.on_finished(n, row, True)
         if self.fails:
             raise RuntimeError("out of memory")
         return samples_of(self.rows, True)

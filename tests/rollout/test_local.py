@@ -1,4 +1,4 @@
-"""The local engine against transformers' generate, against the training pass and against itself."""
+"""Compare the local engine with transformers' generate, with the training pass and with itself."""
 
 import copy
 
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from bae.rollout.interface import SamplingRequest
 from bae.rollout.local import engine as local
 from bae.rollout.local.engine import LocalEngine
 from bae.rollout.local.prepacked import prepacked
@@ -22,8 +23,7 @@ def sample(
     on_finished=None, **options,
 ):  # fmt: skip
     ids = [policy.encode("", question) for question in prompts]
-    return LocalEngine(max_rows, **options).sample(
-        policy.model,
+    request = SamplingRequest(
         ids,
         keys or [(0, 0, i) for i in range(len(ids))],
         group_size=group_size,
@@ -33,6 +33,7 @@ def sample(
         pad_token_id=policy.tokenizer.pad_token_id,
         on_finished=on_finished,
     )
+    return LocalEngine(max_rows, **options).sample(policy.model, request)
 
 
 @pytest.fixture(params=["shared", "plain"])
@@ -210,10 +211,10 @@ def test_extreme_draws_stay_inside_the_support(uniform):
 
 @pytest.mark.parametrize("slack", [0.25, 1.0])
 @pytest.mark.parametrize("max_rows", [512, 5])
-def test_those_that_ended_may_stay_a_while(tiny, slack, max_rows, monkeypatch):
+def test_finished_completions_may_stay_a_while(tiny, slack, max_rows, monkeypatch):
     expected = sample(tiny, group_size=8, limit=70, max_rows=max_rows)
-    decode = local._decode
-    monkeypatch.setattr(local, "_decode", lambda *given: decode(*given[:-1], True))  # as on a GPU
+    decoding = local._SharedDecoding
+    monkeypatch.setattr(local, "_SharedDecoding", lambda *given: decoding(*given[:-1], True))  # as on a GPU
     monkeypatch.setattr(local, "SLACK", slack)
     found = sample(tiny, group_size=8, limit=70, max_rows=max_rows)
     assert found.completion_ids.equal(expected.completion_ids) and found.ended.equal(expected.ended)

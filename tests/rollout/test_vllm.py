@@ -1,4 +1,4 @@
-"""vLLM in this process against transformers, the trainer's forward pass and itself.
+"""Compare vLLM in this process with transformers, the trainer's forward pass and itself.
 
 On a CPU vLLM has no attention for heads as small as those of the shipped policies, so these have a policy of their own.
 """
@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from bae.method.losses import log_probs_and_entropy
+from bae.rollout.interface import SamplingRequest
 from bae.rollout.vllm.completions import seeds
 from bae.rollout.vllm.engine import VllmEngine
 from bae.rollout.vllm.weights import checkpoint, fingerprint
@@ -58,8 +59,7 @@ def policy():
 
 def sample(engine, policy, group_size=4, limit=12, temperature=1.0, prompts=PROMPTS, keys=None, eos=None, **more):
     ids = [policy.encode("", question) for question in prompts]
-    return engine.sample(
-        policy.model,
+    request = SamplingRequest(
         ids,
         keys or [(0, 0, i) for i in range(len(ids))],
         group_size=group_size,
@@ -69,6 +69,7 @@ def sample(engine, policy, group_size=4, limit=12, temperature=1.0, prompts=PROM
         pad_token_id=policy.tokenizer.pad_token_id,
         **more,
     )
+    return engine.sample(policy.model, request)
 
 
 @torch.no_grad()
@@ -320,3 +321,21 @@ def test_a_fingerprint_sees_changes_and_exchanges(tiny):
     assert loaded != before
     norm.weight = torch.nn.Parameter(norm.weight.detach().clone())
     assert fingerprint(tiny.model) != loaded
+
+
+def test_a_fingerprint_sees_steps_that_torch_does_not_count(tiny):
+    parameters = list(tiny.model.parameters())
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    before = fingerprint(tiny.model)
+    for _ in range(2):
+        torch.optim.AdamW(parameters, fused=True).step()
+        assert fingerprint(tiny.model) != before
+        before = fingerprint(tiny.model)
+
+
+def test_importing_the_module_registers_no_hook():
+    code = "import torch; from torch.optim import optimizer as o; import bae.rollout.vllm.weights as w; "
+    code += "assert not o._global_optimizer_post_hooks; w._step_counter(), w._step_counter(); "
+    code += "assert len(o._global_optimizer_post_hooks) == 1"
+    subprocess.run([sys.executable, "-c", code], check=True)

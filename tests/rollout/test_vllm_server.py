@@ -1,4 +1,4 @@
-"""A vLLM server in a process of its own against the trainer's forward pass; weights travel over gloo."""
+"""Compare a vLLM server, in a process of its own, with the trainer's forward pass. Weights travel over gloo."""
 
 import os
 import socket
@@ -13,7 +13,7 @@ from bae.commands import train
 from bae.rollout.vllm import server_engine as vllm_server
 from bae.rollout.vllm.server_engine import VllmServerEngine
 from tests.rollout.test_vllm import DEVICE, PROMPTS, gap, generated, make_policy, needs_vllm, sample, trained
-from tests.support import call
+from tests.support import ROOT, call
 
 pytestmark = [
     needs_vllm,
@@ -24,12 +24,12 @@ WEIGHTS = [
     "--weight-transfer-config",
     '{"backend": "gloo"}',
     "--worker-extension-cls",
-    "bae.rollout.vllm.gloo.Extension",
+    "tests.support.vllm_gloo.Extension",
 ]
 
 
 class Running:
-    """A server, started as docs/rollout.md has it."""
+    """Run a server for CPUs that knows the tests' gloo transport."""
 
     def __init__(self, folder, *options):
         make_policy().save(folder / "served")
@@ -53,6 +53,7 @@ class Running:
                     "float32",
                     *options,
                 ],
+                cwd=ROOT,  # where it finds tests.support.vllm_gloo
                 env=os.environ | {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1"},
                 stdout=log,
                 stderr=log,
@@ -74,7 +75,7 @@ class Running:
         raise AssertionError(self.log.read_text())
 
     def stop(self):
-        """At once, with the processes that it has started."""
+        """Kill it at once, with the processes that it has started."""
         if self.job.poll() is None:
             os.killpg(self.job.pid, 9)
             self.job.wait()
@@ -87,6 +88,12 @@ def server(tmp_path_factory):
     running.stop()
 
 
+def make_engine(server, **options):
+    from tests.support.vllm_gloo import server_engine
+
+    return server_engine(url=server.url, **options)
+
+
 def change(policy):
     with torch.no_grad():
         for weight in policy.model.parameters():
@@ -96,7 +103,7 @@ def change(policy):
 def test_it_samples_from_the_weights_as_they_are(server):
     policy = make_policy()
     change(policy)  # not what the server was started with
-    engine = VllmServerEngine(server.url)
+    engine = make_engine(server)
     before = sample(engine, policy)
     assert gap(policy.model, before) < 1e-3  # 1e-6
     change(policy)
@@ -114,9 +121,9 @@ def test_it_samples_from_the_weights_as_they_are(server):
 
 def test_keys_decide_the_draws_whoever_asks(server):
     policy = make_policy()
-    engine = VllmServerEngine(server.url)
+    engine = make_engine(server)
     whole = sample(engine, policy)
-    again = sample(VllmServerEngine(server.url), policy)  # a second trainer, which sends its weights anew
+    again = sample(make_engine(server), policy)  # a second trainer, which sends its weights anew
     assert whole.completion_ids.equal(again.completion_ids)
     assert not whole.completion_ids.equal(sample(engine, policy, keys=[(1, 0, i) for i in range(3)]).completion_ids)
     alone = sample(engine, policy, prompts=PROMPTS[1:2], keys=[(0, 0, 1)], group_size=2)
@@ -127,7 +134,7 @@ def test_keys_decide_the_draws_whoever_asks(server):
 
 def test_the_end_of_sequence_is_the_callers(server):
     policy = make_policy()
-    engine = VllmServerEngine(server.url)
+    engine = make_engine(server)
     eos = int(sample(engine, policy).completion_ids[0, 2])
     samples = sample(engine, policy, group_size=16, eos=eos)
     assert samples.ended.any() and not samples.ended.all()
@@ -138,7 +145,11 @@ def test_the_end_of_sequence_is_the_callers(server):
 
 
 def test_two_processes_train_like_one(server, tmp_path):
-    remote = ["rollout=vllm_server", f"rollout.url={server.url}"]
+    remote = [
+        "rollout=vllm_server",
+        f"rollout.url={server.url}",
+        "rollout._target_=tests.support.vllm_gloo.server_engine",
+    ]
     trained(tmp_path, *remote)
     one, both = trained(tmp_path, *remote, "strategy=ddp", "strategy.accelerator=cpu", "strategy.devices=2")
     for metric in ("train/reward/correctness", "train/entropy", "train/grad_norm", "val/accuracy"):
@@ -147,9 +158,9 @@ def test_two_processes_train_like_one(server, tmp_path):
 
 def test_another_model_is_refused(server, monkeypatch):
     with pytest.raises(ValueError, match="serves "):
-        VllmServerEngine(server.url, served_model="another")
+        make_engine(server, served_model="another")
     other = make_policy("qwen2")
-    engine = VllmServerEngine(server.url)
+    engine = make_engine(server)
     with pytest.raises(ValueError, match="the server has another model than the policy"):
         sample(engine, other)
     # Where the configuration of the server is out of reach, the weights do not fit.
@@ -160,14 +171,14 @@ def test_another_model_is_refused(server, monkeypatch):
 
 def test_a_prompt_that_does_not_fit_is_refused(server):
     with pytest.raises(ValueError, match="more than the 64"):
-        sample(VllmServerEngine(server.url), make_policy(), limit=60)
+        sample(make_engine(server), make_policy(), limit=60)
 
 
 def test_a_server_that_dies_is_one_sentence(tmp_path):
     running = Running(tmp_path, "--logprobs-mode", "processed_logprobs", *WEIGHTS)
     try:
         policy = make_policy()
-        engine = VllmServerEngine(running.url)
+        engine = make_engine(running)
         with pytest.raises(ConnectionError, match=r"no vLLM server answers there .* at v1/completions"):
             sample(engine, policy, group_size=64, on_finished=lambda *_: running.stop())
         change(policy)
@@ -180,7 +191,7 @@ def test_a_server_that_dies_is_one_sentence(tmp_path):
 def test_a_server_that_was_started_otherwise_is_refused(tmp_path):
     running = Running(tmp_path, "--logprobs-mode", "processed_logprobs")
     try:
-        with pytest.raises(ValueError, match="takes no weights"):
+        with pytest.raises(ValueError, match="takes no weights over nccl"):
             VllmServerEngine(running.url)
     finally:
         running.stop()

@@ -1,4 +1,4 @@
-"""Tasks: pure functions of split and index, splits apart, data files that are wrong."""
+"""Check tasks: pure functions of split and index, disjoint splits, and data files that are wrong."""
 
 import json
 

@@ -1,10 +1,8 @@
-"""Tests of bae.text.answers, the rule for what may be an answer, through the comparison that MathVerifier's workers
-make.
+"""Test the rules of bae.text.answers through the comparison that the workers of MathVerifier make.
 
-tests/text/answers/accepted.csv: answers in other words than the reference, most of which are facts of MATH500 (MIT
-licence,
-openai/prm800k) and GSM8K (MIT licence, openai/grade-school-math). refused.csv: answers that are wrong, or that would
-be a cheap way to a reward.
+tests/text/answers/accepted.csv has answers in another form than the reference; most references are facts of MATH500
+(MIT licence, openai/prm800k) and GSM8K (MIT licence, openai/grade-school-math). refused.csv has answers that are wrong,
+or that would be a cheap way to a reward.
 """
 
 import csv
@@ -67,7 +65,7 @@ def test_math500_against_itself(form):
 
 @needs("math500.jsonl")
 def test_math500_against_itself_in_brackets():
-    """By value: brackets around each expression, so that no two texts are equal when math-verify compares them."""
+    """Compare by value: with brackets around each expression, math-verify finds no two texts equal as texts."""
     compared = []
 
     def equal(answer, reference):
@@ -148,7 +146,7 @@ def test_numbers_are_compared_exactly(a, b, c, d):
      r"\cdot1", "\ud800", "\ufdfa", r"x\in "],
 )  # fmt: skip
 def test_hostile_texts_are_read_in_time(part):
-    """Texts of 1000 characters, as long as an answer may be; the slowest takes 0.15 s on an idle core."""
+    """The texts have 1000 characters, as many as an answer may have; the slowest takes 0.15 s on an idle core."""
     closing = "".join({"(": ")", "{": "}", "[": "]"}.get(sign, "") for sign in reversed(part * 499))
     for text in ((part * 1000)[:1000], (part * 1000)[:998] + " !", (part * 499)[: 1000 - len(closing)] + closing):
         start = time.process_time()

@@ -1,4 +1,4 @@
-"""Blocks found in text, by hand and by property."""
+"""Find blocks in text: cases worked out by hand, and properties."""
 
 import pytest
 from hypothesis import given
@@ -18,8 +18,11 @@ def test_a_completion_in_form():
     assert spans.starts == (0, len(SOLUTION))
     assert spans.well_formed == (True, True)
     assert [(s.tag, s.content) for s in spans.sections] == [
-        ("reasoning", "1+1"), ("answer", "2"), ("analysis", "sure"), ("confidence", "0.9"),
-    ]  # fmt: skip
+        ("reasoning", "1+1"),
+        ("answer", "2"),
+        ("analysis", "sure"),
+        ("confidence", "0.9"),
+    ]
 
 
 @pytest.mark.parametrize(

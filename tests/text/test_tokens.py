@@ -1,4 +1,4 @@
-"""Blocks on sampled ids: exact for any ids, with three kinds of tokenizer."""
+"""Find blocks on sampled ids: exact for any ids, with three kinds of tokenizer."""
 
 import importlib.util
 
@@ -20,7 +20,7 @@ CONFIDENCE = "<analysis>sure</analysis><confidence>0.9</confidence>"
 
 
 def byte_level_tokenizer():
-    """A byte-level BPE trained on next to nothing, so that merges cut through tags and characters are several ids."""
+    """Make a byte-level BPE from very little text: merges cut through tags, and characters are several ids."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -32,7 +32,7 @@ def byte_level_tokenizer():
 
 
 def sentencepiece_like_tokenizer():
-    """Pieces with ▁ for a space, and single bytes for the rest, as Llama 2 has them."""
+    """Make pieces with ▁ for a space, and single bytes for all else, as Llama 2 has them."""
     pieces = ["<unk>", *(f"<0x{i:02X}>" for i in range(256)), *"▁<>/.0129+abcdefghijklmnopqrstuvwxyz", "▁the", "</"]
     backend = Tokenizer(models.BPE({p: i for i, p in enumerate(pieces)}, [], unk_token="<unk>", byte_fallback=True))
     backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
@@ -172,7 +172,7 @@ CASES = [("tiny", text) for text in WRITTEN] + [("byte-level", text) for text in
 
 
 def check_number(number, ids, table, ended=True):
-    """What holds of any number, whatever was written."""
+    """Check what holds for every number."""
     assert list(number.offsets) == sorted(set(number.offsets))
     assert not number.offsets or number.offsets[-1] <= min(NUMBER_BYTES, len(number.content))
     assert number.first + len(number.offsets) <= len(ids) + ended
@@ -200,9 +200,18 @@ def test_a_number_is_found_whatever_comes_of_it(name, written):
     check_number(number, ids, table)
 
 
-@pytest.mark.parametrize("text", ["", SOLUTION, f"{SOLUTION}<analysis>1", f"{SOLUTION}<confidence>0.9</confidence>",
-                                  f"{SOLUTION}<analysis>0.9</confidence>", "<confidence>0.9</confidence>",
-                                  f"{SOLUTION}<analysis>1<confidence>0.9</confidence>"])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        SOLUTION,
+        f"{SOLUTION}<analysis>1",
+        f"{SOLUTION}<confidence>0.9</confidence>",
+        f"{SOLUTION}<analysis>0.9</confidence>",
+        "<confidence>0.9</confidence>",
+        f"{SOLUTION}<analysis>1<confidence>0.9</confidence>",
+    ],
+)
 def test_no_number_where_none_was_begun_in_its_place(text):
     tokenizer = TOKENIZERS["byte-level"]
     assert locate_blocks(tokenizer(text)["input_ids"], token_bytes(tokenizer), BLOCKS).numbers == ()
@@ -257,7 +266,7 @@ def test_any_ids_may_stand_where_a_number_should(name, data):
 @settings(deadline=None)
 @given(data=st.data())
 def test_tags_and_pieces_in_any_order(name, data):
-    """Hostile text: what number there is, is one."""
+    """Read hostile text: any number that is found is one."""
     tokenizer = TOKENIZERS[name]
     table = token_bytes(tokenizer)
     tags = [f"<{slash}{tag}>" for tag in ("reasoning", "answer", "analysis", "confidence") for slash in ("", "/")]
@@ -270,7 +279,7 @@ def test_tags_and_pieces_in_any_order(name, data):
 
 
 def test_a_token_that_reaches_over_the_opening_tag():
-    """Its bytes are part of the number, but it was drawn before the number began."""
+    """The bytes of such a token are part of the number, but it was drawn before the number began."""
     table = [SOLUTION.encode(), b"<analysis></analysis><confidence>0", b".", b"9", b"</confidence>"]
     number = locate_blocks([0, 1, 2, 3, 4], table, BLOCKS).numbers[0]
     assert (number.content, number.value, number.first, number.offsets) == (b"0.9", 0.9, 2, (1, 2, 3))
@@ -306,7 +315,7 @@ CONTENTS = ["", "0.9", "1", " .5 ", "1.7", "x", "é", "🙂", "答", "0.12345678
 
 @st.composite
 def formats(draw):
-    """1 to 5 blocks, each of up to three sections; no two neighbours without any."""
+    """Draw 1 to 5 blocks, each of up to three sections; no two neighbours have none."""
     count = draw(st.integers(1, 5))
     schema, before = {}, True
     for k in range(count):
@@ -324,14 +333,14 @@ def tags_in_order(blocks):
 
 
 def in_form(blocks, contents):
-    """A completion in form, piece by piece; contents: what stands between its tags and around them."""
+    """Draw a completion in form, piece by piece; contents: the texts between its tags and around them."""
     tags = tags_in_order(blocks)
     return [piece for pair in zip(contents, [*tags, ""], strict=False) for piece in pair]
 
 
 @st.composite
 def hostile_text(draw, blocks):
-    """Nearly in form: contents are anything, and a few pieces are lost, doubled or exchanged for a tag."""
+    """Draw text that is nearly in form: contents are anything; some pieces are lost, doubled or replaced by a tag."""
     tags = tags_in_order(blocks)
     contents = st.lists(st.sampled_from(CONTENTS), min_size=len(tags) + 1, max_size=len(tags) + 1)
     pieces = in_form(blocks, draw(contents))
@@ -344,13 +353,13 @@ def hostile_text(draw, blocks):
 
 @st.composite
 def cut_up(draw, raw):
-    """Tokens that join to `raw`: cut anywhere, through tags and characters, some of them empty."""
+    """Draw tokens that join to `raw`: cut anywhere, through tags and characters, and some of them empty."""
     places = sorted(draw(st.lists(st.integers(0, len(raw)), max_size=24)))
     return [raw[a:b] for a, b in zip([0, *places], [*places, len(raw)], strict=True)]
 
 
 def read_slowly(raw, blocks):
-    """(starts, well_formed, sections, unfinished): one tag after the other, each either the one that is due or not.
+    """Read one tag after the other, as (starts, well_formed, sections, unfinished); each tag is due or not.
 
     sections: (name, content, where it starts). unfinished: the same, of the section in which the format broke.
     """
@@ -399,7 +408,7 @@ def read_slowly(raw, blocks):
 
 
 def check_located(ids, table, blocks, ended=True):
-    """Everything that is said of one completion, against the slow reading."""
+    """Compare all that is found in one completion with the slow reading."""
     found = locate_blocks(ids, table, blocks, ended)
     raw = b"".join(table[i] for i in ids)
     starts, well_formed, sections, unfinished = read_slowly(raw, blocks)
@@ -459,8 +468,11 @@ def test_blocks_partition_any_text_in_any_format_and_tokens(data):
 
 
 def hostile_ids(tokenizer, blocks):
-    """Texts as a tokenizer has them, with random ids and halves of characters and tags among them."""
-    encode = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]  # noqa: E731
+    """Draw texts in ids, with random ids and halves of characters and tags among them."""
+
+    def encode(text):
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
     texts = hostile_text(blocks).map(lambda raw: encode(raw.decode()))
     some = st.lists(st.integers(0, len(tokenizer) - 1), max_size=6)
     parts = st.lists(st.sampled_from(["答é🙂", *tags_in_order(blocks)]).map(encode), max_size=3)
@@ -491,7 +503,7 @@ _table: list = []
 
 
 def test_tokens_over_two_boundaries_at_once():
-    """A token is in the block of its first byte, whatever else it holds; a block without a first byte has no token."""
+    """A token is in the block of its first byte; a block without a first byte has no token."""
     blocks = make_blocks({"a": ["answer"], "free": [], "b": ["confidence"]})
     pieces = [b"<answer>1", b"</answer> so <confidence>0", b".5</confidence>"]
     found = check_located([0, 1, 2], pieces, blocks)
@@ -508,7 +520,7 @@ def test_an_empty_block_between_two_has_no_token():
 
 
 def test_half_a_character_around_a_tag():
-    """The bytes of a character cut by a tag are the blocks' own; text shows a replacement for them."""
+    """The bytes of a character that a tag cuts stay in their blocks; the text shows a replacement for them."""
     blocks = make_blocks({"a": [CHINESE], "b": ["confidence"]})
     raw = "【答】é【/答】".encode()[:-1]  # the closing tag lacks a byte
     pieces = [bytes([byte]) for byte in raw]

@@ -1,4 +1,4 @@
-"""Tests of bae.text.verifier: verdicts, percent signs, equivalence, hostile answers and their limits."""
+"""Test bae.text.verifier: verdicts, percent signs, equivalence, hostile answers and their limits."""
 
 import math
 import multiprocessing
@@ -38,7 +38,7 @@ OPEN = r"x+\binom{x}{2}"  # a reference to which each of these is in form, so th
 
 @pytest.fixture(scope="module")
 def maths():
-    """A MathVerifier with ample time, shared by the tests of ordinary answers."""
+    """Make a MathVerifier with ample time, shared by the tests of ordinary answers."""
     with_time = MathVerifier(timeout=20.0)
     yield with_time
     with_time.close()
@@ -288,7 +288,7 @@ def test_life_of_the_workers():
 
 @pytest.mark.parametrize("noticed", [0.0, 0.5])
 def test_workers_that_die_between_two_submissions(noticed):
-    """noticed: seconds that the pool has to see it; right after, what is queued is lost with the pool."""
+    """noticed: seconds for the pool to see that workers died; without them, the queue is lost with the pool."""
     before = _workers()
     one = MathVerifier(timeout=20.0, workers=2)
     first = one.submit([("1.0", "1")])
@@ -424,7 +424,7 @@ def test_long_hostile_answers_without_a_length_limit():
 
 
 def test_a_long_c_call_is_killed_at_once():
-    """pebble's own SIGTERM handler would wait 3 s for the big power."""
+    """The SIGTERM handler of pebble would wait 3 s for the big power."""
     one = MathVerifier(timeout=0.5, workers=1)
     one.verify([("1.0", "1")])
     start = time.monotonic()
@@ -434,7 +434,7 @@ def test_a_long_c_call_is_killed_at_once():
 
 
 def test_memory_limit():
-    """A real answer that needs over 1 GiB, in ample time; math-verify itself swallows the MemoryError."""
+    """A real answer needs over 1 GiB, in ample time; math-verify itself catches the MemoryError."""
     one = MathVerifier(timeout=60.0, memory_mb=128, workers=1)
     assert one.verify([(r"2^{10^{10}}", OPEN), ("5.0", "5")]) == [TIMEOUT, CORRECT]
     one.close()

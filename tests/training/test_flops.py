@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from bae.batch import SampledTokens
 from bae.callbacks.throughput import Throughput, product_dtype
 from bae.commands import train
+from bae.rollout.interface import SamplingRequest
 from bae.rollout.local.engine import LocalEngine
 from bae.training.flops import (
     ModelSize,
@@ -150,8 +151,11 @@ def test_torch_counts_the_same_in_decoding(tiny, monkeypatch):
     found = []
 
     def decode():
-        options = {"group_size": 3, "max_new_tokens": 9, "temperature": 1.0, "eos_token_id": 1, "pad_token_id": 0}
-        found.append(LocalEngine().sample(tiny.model, [[5, 6, 7], [8, 9]], [(0,), (3,)], **options))
+        request = SamplingRequest(
+            [[5, 6, 7], [8, 9]], [(0,), (3,)], group_size=3, max_new_tokens=9, temperature=1.0, eos_token_id=1,
+            pad_token_id=0,
+        )  # fmt: skip
+        found.append(LocalEngine().sample(tiny.model, request))
 
     count = counted([MM], decode)
     size = model_size(tiny.model)

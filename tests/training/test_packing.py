@@ -21,6 +21,7 @@ from transformers import (
 
 from bae.batch import SampledTokens
 from bae.method.losses import log_probs_and_entropy
+from bae.rollout.interface import SamplingRequest
 from bae.rollout.local.engine import LocalEngine
 from bae.training import attention
 from bae.training import attention_cpu as shared_attention
@@ -218,16 +219,11 @@ def test_gradient_checkpointing_runs_layers_twice_and_changes_nothing(shared):
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile wants a C++ compiler")
 def test_compiled_layers_give_the_same_and_leave_sampling_alone(tiny):
     samples, weights = some([3, 2], vocabulary=25), torch.ones(5, 7)
-    key = {
-        "keys": [(0,)],
-        "group_size": 4,
-        "max_new_tokens": 9,
-        "temperature": 1.0,
-        "eos_token_id": 1,
-        "pad_token_id": 0,
-    }
+    request = SamplingRequest(
+        [[3, 4, 5]], [(0,)], group_size=4, max_new_tokens=9, temperature=1.0, eos_token_id=1, pad_token_id=0
+    )
     plain = outcome(tiny.model, samples, torch.arange(5), weights)
-    drawn = LocalEngine().sample(tiny.model, [[3, 4, 5]], **key)
+    drawn = LocalEngine().sample(tiny.model, request)
     compile_layers(tiny.model)
     whole = outcome(tiny.model, samples, torch.arange(5), weights)
     *parts, read_ahead = in_parts(tiny.model, samples, weights, 16)  # other lengths, and without gradients
@@ -236,7 +232,7 @@ def test_compiled_layers_give_the_same_and_leave_sampling_alone(tiny):
         torch.testing.assert_close(values, plain[0], atol=1e-5, rtol=0)
         for name, gradient in plain[1].items():
             torch.testing.assert_close(gradients[name], gradient, atol=1e-5, rtol=1e-5, msg=name)
-    assert LocalEngine().sample(tiny.model, [[3, 4, 5]], **key).completion_ids.equal(drawn.completion_ids)
+    assert LocalEngine().sample(tiny.model, request).completion_ids.equal(drawn.completion_ids)
 
 
 def test_autocast_uses_half_precision_and_gives_gradients_of_the_weights():

@@ -8,15 +8,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bae.batch import Advantages, NumberAdvantages, RolloutBatch, SampledTokens, Scored
+import bae.training.update
+from bae.batch import Advantages, RolloutBatch
 from bae.method.losses import block_mean, constant_length, token_mean
 from bae.method.stated_numbers import Decisions
-from bae.text.blocks import make_blocks
+from bae.objectives.rao_blackwell import NumberRefinement
 from bae.training.forward import completion_logits, completion_pass
-from bae.training.module import PolicyModule, lr_share
+from bae.training.options import UpdateOptions
 from bae.training.sketch import count_sketch
+from bae.training.update import lr_share
+from tests.support.updates import batch, make_update, rows_of
 
-BLOCKS = make_blocks({"solution": ["answer"], "confidence": {"sections": ["confidence"], "weight": 2.0}})
 AGGREGATIONS = {
     "block_mean": block_mean,
     "token_mean": token_mean,
@@ -25,53 +27,10 @@ AGGREGATIONS = {
 every_aggregation = pytest.mark.parametrize("aggregation", AGGREGATIONS.values(), ids=AGGREGATIONS)
 
 
-def module(policy, reduce=None, **options):
-    """reduce: of tensors, to their mean over the ranks, where there are two."""
-    settings = {
-        "steps": 9,
-        "warmup_steps": 0,
-        "clip": 0.2,
-        "max_grad_norm": 1e9,
-        "temperature": 0.8,
-        "micro_batch_tokens": 1000,
-    }
-    made = PolicyModule(policy, BLOCKS, partial(torch.optim.SGD, lr=0.1), **settings | options)
-    strategy = SimpleNamespace(model=made, reduce=lambda value, reduce_op: reduce(value))
-    made.trainer = SimpleNamespace(world_size=2 if reduce else 1, strategy=strategy)
-    configured = made.configure_optimizers()
-    made.optimizers = lambda: configured["optimizer"]
-    made.lr_schedulers = lambda: configured["lr_scheduler"]
-    made.manual_backward = lambda loss: loss.backward()
-    return made
-
-
-def batch(n=8, width=6, entropy_coef=0.0, seed=0):
-    g = torch.Generator().manual_seed(seed)
-    lengths = torch.randint(1, width + 1, (n,), generator=g)
-    lengths[0] = width
-    mask = torch.arange(width) < lengths.unsqueeze(1)
-    first = torch.randint(1, width, (n,), generator=g).unsqueeze(1)
-    block_of = torch.where(mask, (torch.arange(width) >= first).long(), -1)
-    group = torch.arange(n) // 4
-    prompt_mask = torch.arange(4) >= torch.randint(0, 3, (n, 1), generator=g)[group]
-    samples = SampledTokens(
-        torch.randint(3, 25, (n, 4), generator=g)[group].masked_fill(~prompt_mask, 0),
-        prompt_mask,
-        torch.randint(3, 25, (n, width), generator=g).masked_fill(~mask, 0),
-        mask,
-        torch.ones(n).bool(),
-    )
-    nothing = torch.zeros(n, 2)
-    made = RolloutBatch(0, [], 4, samples, Scored([], block_of, nothing, nothing.bool(), nothing.bool()))
-    per_block = torch.randn(n, 2, generator=g)
-    made.advantages, made.entropy_coef = Advantages(per_block, per_block), entropy_coef
-    return made
-
-
 def gradients(policy, work, **options):
     """The update of one plain SGD step, which is the gradient."""
     before = {name: p.detach().clone() for name, p in policy.model.named_parameters()}
-    module(policy, **options).training_step(work, 0)
+    make_update(policy, **options).step(work)
     after = {name: p.detach().clone() for name, p in policy.model.named_parameters()}
     policy.model.load_state_dict(before, strict=False)
     return {name: (before[name] - after[name]) / 0.1 for name in before}
@@ -98,22 +57,6 @@ def test_every_aggregation_is_another_gradient(tiny):
     norms = [torch.cat([g.flatten() for g in gradients(tiny, batch(), aggregation=a).values()]).norm()
              for a in AGGREGATIONS.values()]  # fmt: skip
     assert len({round(float(norm), 3) for norm in norms}) == 3
-
-
-def rows_of(work, rows):
-    """The batch of a rank that has these completions."""
-    samples, scored = work.require_rollouts()
-    mine = replace(
-        work,
-        samples=SampledTokens(*(column if column is None else column[rows] for column in vars(samples).values())),
-        metrics={},
-        seconds={},
-    )
-    mine.scored = replace(scored, block_of=scored.block_of[rows])
-    mine.advantages = Advantages(
-        *(column[rows] for column in (work.require_advantages().per_objective, work.require_advantages().per_block))
-    )
-    return mine
 
 
 def gradients_over_ranks(policy, parts, **options):
@@ -148,12 +91,14 @@ def test_mini_batches_are_parts_of_the_whole(tiny, aggregation):
     """If the policy stood still, the mean of their gradients would be that of the batch."""
     work = batch()
     whole = gradients(tiny, work, aggregation=aggregation)
-    made, seen = module(tiny, aggregation=aggregation, optimizer_steps=2), []
-    grads = lambda: {name: p.grad.clone() for name, p in tiny.model.named_parameters()}  # noqa: E731
-    still = SimpleNamespace(step=lambda: seen.append(grads()), zero_grad=tiny.model.zero_grad)
-    made.optimizers = lambda: still
-    made.lr_schedulers = lambda: SimpleNamespace(get_last_lr=lambda: [0.0], step=lambda: None)
-    made.training_step(work, 0)
+    made, seen = make_update(tiny, aggregation=aggregation, optimizer_steps=2), []
+
+    def stand_still():
+        seen.append({name: p.grad.clone() for name, p in tiny.model.named_parameters()})
+
+    made.optimizer = SimpleNamespace(step=stand_still, zero_grad=tiny.model.zero_grad)
+    made.scheduler = SimpleNamespace(get_last_lr=lambda: [0.0], step=lambda: None)
+    made.step(work)
     assert len(seen) == 2
     assert_same({name: (seen[0][name] + seen[1][name]) / 2 for name in whole}, whole)
 
@@ -199,10 +144,10 @@ def with_numbers(work, all_action, seed=3):
     value, reward, final = -torch.rand(n, 2, 5, generator=g), -torch.rand(n, generator=g), -torch.rand(n, generator=g)
     decisions = Decisions(position, value, torch.tensor([3, 7, 8, 11, 20]), -1.5, final)
     given = work.require_advantages()
-    numbers = [NumberAdvantages(decisions, reward, given.per_objective[:, 1], 1, 0.7, all_action)]
+    refinement = NumberRefinement(1, decisions, reward, given.per_objective[:, 1], scored.block_of == 1, all_action)
     per_block = given.per_block.clone()
     per_block[:, 1] = 0.7 * given.per_objective[:, 1] + 0.3  # another objective in the block, too
-    work.advantages = Advantages(given.per_objective, per_block, numbers)
+    work.advantages = Advantages(given.per_objective, per_block, [refinement], [1.0, 0.7], [0, 1])
     assert (position >= 0).sum(1).unique().tolist() == [0, 1, 2]
     return work
 
@@ -210,7 +155,7 @@ def with_numbers(work, all_action, seed=3):
 def gradients_by_loops(policy, work, temperature=0.8):
     """-sum of w_t A_t log pi_t in plain loops, with the advantages of numbers from their definition."""
     samples, scored = work.require_rollouts()
-    (numbers,) = work.require_advantages().numbers
+    (numbers,) = work.require_advantages().refinements
     d, weights = numbers.decisions, block_mean(scored.block_of, torch.tensor([1.0, 2.0]), torch.ones(2))
     loss = 0.0
     for n in range(len(samples.completion_ids)):
@@ -259,16 +204,14 @@ def test_no_advantage_no_gradient(tiny):
 
 
 def test_the_first_ratio_is_exactly_one(tiny, monkeypatch):
-    import bae.training.module
-
     ratios = []
-    real = bae.training.module.blockwise_clipped_loss
+    real = bae.training.update.blockwise_clipped_loss
 
     def spy(log_p, old, *rest):
         ratios.append((log_p - old).exp().detach())
         return real(log_p, old, *rest)
 
-    monkeypatch.setattr(bae.training.module, "blockwise_clipped_loss", spy)
+    monkeypatch.setattr(bae.training.update, "blockwise_clipped_loss", spy)
     gradients(tiny, batch(), micro_batch_tokens=25)
     assert all(torch.equal(r, torch.ones_like(r)) for r in ratios)
     ratios.clear()
@@ -279,13 +222,15 @@ def test_the_first_ratio_is_exactly_one(tiny, monkeypatch):
 
 @pytest.mark.parametrize(("clip_high", "expected"), [(None, (0.2, 0.2)), (0.28, (0.2, 0.28))])
 def test_the_upper_clip_is_the_lower_unless_given(tiny, monkeypatch, clip_high, expected):
-    import bae.training.module
-
     clips = []
     for name in ("blockwise_clipped_loss", "is_clipped"):
-        real = getattr(bae.training.module, name)
-        spy = lambda *arguments, real=real: (clips.append(arguments[-2:]), real(*arguments))[1]  # noqa: E731
-        monkeypatch.setattr(bae.training.module, name, spy)
+        real = getattr(bae.training.update, name)
+
+        def spy(*arguments, real=real):
+            clips.append(arguments[-2:])
+            return real(*arguments)
+
+        monkeypatch.setattr(bae.training.update, name, spy)
     gradients(tiny, batch(), clip_high=clip_high)
     assert clips == [expected] * 2
 
@@ -300,7 +245,7 @@ EVERYONE = torch.arange(8)
 @every_aggregation
 def test_gradients_of_blocks_are_those_of_the_others_advantages_taken_away(tiny, aggregation):
     work = batch(entropy_coef=0.3)
-    found = module(tiny, aggregation=aggregation, micro_batch_tokens=25).block_gradients(work, EVERYONE, 0)
+    found = make_update(tiny, aggregation=aggregation, micro_batch_tokens=25).block_gradients(work, EVERYONE, 0)
     assert found.shape == (2, sum(p.numel() for p in tiny.model.parameters()))
     for k in range(2):
         alone = batch()
@@ -313,7 +258,7 @@ def test_gradients_of_blocks_are_those_of_the_others_advantages_taken_away(tiny,
 @pytest.mark.parametrize("all_action", [False, True])
 def test_gradients_of_blocks_have_those_of_numbers(tiny, all_action):
     work = with_numbers(batch(), all_action)
-    made = module(tiny, micro_batch_tokens=40)
+    made = make_update(tiny, micro_batch_tokens=40)
     found = made.block_gradients(work, EVERYONE, 0)
     torch.testing.assert_close(found.sum(0), flat(gradients_by_loops(tiny, work)), atol=1e-5, rtol=1e-5)
     plain = made.block_gradients(batch(), EVERYONE, 0)
@@ -322,7 +267,7 @@ def test_gradients_of_blocks_have_those_of_numbers(tiny, all_action):
 
 
 def test_gradients_of_blocks_add_up_over_rows_and_can_be_sketched(tiny):
-    work, made = batch(), module(tiny, optimizer_steps=2)
+    work, made = batch(), make_update(tiny, optimizer_steps=2)
     rows = torch.tensor([5, 0, 3])
     part = made.block_gradients(work, rows, 0)
     rest = made.block_gradients(work, torch.tensor([1, 2, 4, 6, 7]), 0)
@@ -333,7 +278,7 @@ def test_gradients_of_blocks_add_up_over_rows_and_can_be_sketched(tiny):
 
 
 def test_gradients_of_blocks_leave_no_trace(tiny):
-    work, made = batch(), module(tiny)
+    work, made = batch(), make_update(tiny)
     made.block_gradients(work, EVERYONE, 50)
     assert all(p.grad is None for p in tiny.model.parameters()) and work.metrics == {} and work.seconds == {}
     for p in tiny.model.parameters():
@@ -344,14 +289,14 @@ def test_gradients_of_blocks_leave_no_trace(tiny):
 
 
 def test_gradients_of_blocks_under_gradient_checkpointing(tiny):
-    plain = module(tiny).block_gradients(batch(), EVERYONE, 0)
+    plain = make_update(tiny).block_gradients(batch(), EVERYONE, 0)
     tiny.model.gradient_checkpointing_enable({"use_reentrant": False})
-    torch.testing.assert_close(module(tiny).block_gradients(batch(), EVERYONE, 0), plain, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(make_update(tiny).block_gradients(batch(), EVERYONE, 0), plain, atol=1e-6, rtol=1e-5)
 
 
 def test_metrics_of_the_update(tiny):
     work = batch()
-    module(tiny, warmup_steps=4).training_step(work, 0)
+    make_update(tiny, warmup_steps=4).step(work)
     assert work.metrics["clip_fraction"] == 0  # on-policy
     assert 0 < work.metrics["entropy"] < 3.6  # log of the vocabulary
     assert work.metrics["lr"] == pytest.approx(0.1 / 4)
@@ -395,11 +340,11 @@ def told(work, policy, ratio):
 def test_importance_weighs_tokens_up_to_the_cap(tiny, ratio, cap, factor, optimizer_steps):
     plain = gradients(tiny, batch(), optimizer_steps=optimizer_steps)
     work = told(batch(), tiny, ratio)
-    require_advantages = gradients(tiny, work, optimizer_steps=optimizer_steps, importance_cap=cap)
+    weighted = gradients(tiny, work, optimizer_steps=optimizer_steps, importance_cap=cap)
     if optimizer_steps == 1 or factor == 1:
-        assert_same(require_advantages, {name: factor * g for name, g in plain.items()}, atol=1e-5)
+        assert_same(weighted, {name: factor * g for name, g in plain.items()}, atol=1e-5)
     else:  # the second step begins elsewhere
-        assert any((require_advantages[name] - g).abs().max() > 1e-4 for name, g in plain.items())
+        assert any((weighted[name] - g).abs().max() > 1e-4 for name, g in plain.items())
     kl = ratio - 1 - math.log(ratio)
     assert work.metrics["mismatch_kl"] == pytest.approx(kl, abs=1e-5)
     assert work.metrics["mismatch_max"] == pytest.approx(math.log(ratio), abs=1e-5)
@@ -410,3 +355,46 @@ def test_without_the_engines_word_there_is_no_mismatch(tiny):
     work = batch()
     gradients(tiny, work, importance_cap=2.0)
     assert not any(name.startswith("mismatch") for name in work.metrics)
+
+
+def test_what_was_applied_is_written_back(tiny):
+    """Of a refined objective the mean over its block's tokens; nothing changes for the others."""
+    before = with_numbers(batch(), all_action=False)
+    given, (refinement,) = before.require_advantages(), before.require_advantages().refinements
+    forward = completion_pass(tiny.model, before.samples, EVERYONE, 0.8)
+    change, _ = refinement.apply(forward, EVERYONE, torch.ones_like(forward.log_p))
+    in_block = before.scored.block_of[:, : change.shape[1]] == 1
+    mean = torch.stack([c[b].mean() if b.any() else torch.zeros(()) for c, b in zip(change, in_block, strict=True)])
+    assert mean.abs().max() > 0.1
+    make_update(tiny, micro_batch_tokens=25).step(before)
+    applied = before.require_advantages()
+    assert applied.per_objective[:, 0].equal(given.per_objective[:, 0])
+    assert applied.per_block[:, 0].equal(given.per_block[:, 0])
+    torch.testing.assert_close(applied.per_objective[:, 1], given.per_objective[:, 1] + mean, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(applied.per_block[:, 1], given.per_block[:, 1] + 0.7 * mean, atol=1e-5, rtol=1e-5)
+
+
+def test_an_affine_refinement_is_what_is_asked_for(tiny):
+    """The change of a refinement is affine in the advantage: what fidelity studies rely on."""
+    work = with_numbers(batch(), all_action=True)
+    (refinement,) = work.require_advantages().refinements
+    forward = completion_pass(tiny.model, work.samples, EVERYONE, 0.8)
+    weights = torch.rand_like(forward.log_p)
+    at = [refinement.apply(forward, EVERYONE, weights) for refinement in (
+        replace(refinement, advantage=torch.full((8,), a)) for a in (0.0, 1.0, 3.0))]  # fmt: skip
+    torch.testing.assert_close(at[2][0], at[0][0] + 3 * (at[1][0] - at[0][0]), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(at[2][1], at[0][1])
+
+
+def test_values_that_cannot_work_are_refused():
+    good = {"clip": 0.2, "max_grad_norm": 1.0, "warmup_steps": 0, "micro_batch_tokens": 10}
+    UpdateOptions(**good)
+    nan = math.nan
+    for name, values in {
+        "clip": (0, 1, -0.1, nan), "clip_high": (0, -1, nan, math.inf), "max_grad_norm": (0, -1, nan),
+        "warmup_steps": (-1,), "final_lr": (-0.1, 1.1, nan), "micro_batch_tokens": (0,), "optimizer_steps": (0, -2),
+        "importance_cap": (0, nan, math.inf),
+    }.items():  # fmt: skip
+        for value in values:
+            with pytest.raises(ValueError, match=rf"^training\.{name}="):
+                UpdateOptions(**good | {name: value})

@@ -1,4 +1,4 @@
-"""Sample in this process with the weights that are being trained, each prompt encoded once for its group.
+"""Sample in this process with the weights that are being trained, and encode each prompt once for its group.
 
-Imports what `bae.rollout` may import. Start with engine.py; cache.py holds keys and values.
+This folder imports what `bae.rollout` may import. Start with engine.py; cache.py holds keys and values.
 """

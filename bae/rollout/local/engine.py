@@ -1,7 +1,6 @@
-"""Cached decoding in this process, with the very weights that are being trained."""
+"""Decode with a cache in this process, with the same weights that are being trained."""
 
 from collections import deque
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,182 +8,213 @@ import torch
 from torch import Tensor
 
 from bae.batch import SampledTokens
-from bae.rollout.interface import OnFinished, pad_left
+from bae.rollout.interface import SamplingRequest, pad_left
 from bae.rollout.local.cache import Cache
 from bae.rollout.local.prepacked import prepacked
 from bae.rollout.local.sampling import Sampler
 from bae.training import attention
+from bae.training.causal_lm import CausalLM
 
 SLACK = 0.25
-"""Share of completions that have ended and still stay, where steps are recorded: every change costs a new recording."""
+"""Share of completions that may have ended and still stay if steps are CUDA graphs: each change costs a new graph."""
 
 
 class LocalEngine:
-    """Reads each prompt once for its whole group. A completion that ends leaves at once, and the next one that waits
-    takes its place; with CUDA graphs, when some more have ended. For a model that cannot share prompts
-    (model.shared_prefix=false): whole groups at a time, by transformers' cache, which finished completions leave once
-    they are the majority.
+    """Sample with the policy itself, and encode each prompt once for its whole group.
 
-    max_rows: completions decoded at a time, which bounds the memory of the cache. top_k, top_p: see
-    bae.rollout.local.sampling.Sampler. cuda_graphs: on a GPU, steps are recorded and replayed
-    (bae.rollout.local.cuda_graph).
+    A completion that ends leaves at once, and the next one that waits takes its place. With CUDA graphs this happens
+    when a quarter of the completions have ended (SLACK). A model that cannot share prompts (model.shared_prefix=false)
+    decodes whole groups with transformers' cache, which finished completions leave once they are the majority.
+
+    Args:
+        max_rows: completions that are decoded at a time. This bounds the memory of the cache.
+        top_k, top_p: see bae.rollout.local.sampling.Sampler.
+        cuda_graphs: whether steps on a GPU are recorded and replayed (bae.rollout.local.cuda_graph).
+
+    Raises:
+        ValueError: for values that cannot work.
     """
 
-    def __init__(self, max_rows: int = 512, top_k: int = 0, top_p: float = 1.0, cuda_graphs: bool = True):
+    def __init__(self, max_rows: int = 512, top_k: int = 0, top_p: float = 1.0, cuda_graphs: bool = True) -> None:
         if max_rows < 1:
             raise ValueError(f"rollout.max_rows={max_rows}: must be 1 or more")
-        Sampler(1.0, top_k, top_p)  # refused here, not at the first step
+        Sampler(1.0, top_k, top_p)  # refuses wrong values here instead of at the first step
         self.max_rows, self.top_k, self.top_p = max_rows, top_k, top_p
         self.cuda_graphs = cuda_graphs
 
-    @torch.compiler.set_stance("force_eager")  # compiled layers would be compiled again for weights in another order
-    @torch.no_grad()  # not inference_mode: the ids return in the training pass, which keeps them for backward
-    def sample(
-        self,
-        model: Any,
-        prompts: Sequence[Sequence[int]],
-        keys: Sequence[tuple[int, ...]],
-        *,
-        group_size: int,
-        max_new_tokens: int,
-        temperature: float,
-        eos_token_id: int,
-        pad_token_id: int,
-        on_finished: OnFinished | None = None,
-    ) -> SampledTokens:
-        uniforms = torch.from_numpy(
-            np.concatenate(
-                [np.random.default_rng(key).random((group_size, max_new_tokens), np.float32) for key in keys]
-            )
-        )
-        draws = _Draws(
-            Sampler(temperature, self.top_k, self.top_p),
-            uniforms.to(model.device),
-            eos_token_id,
-            pad_token_id,
-            on_finished,
-        )
+    @torch.compiler.set_stance("force_eager")  # compiled layers would be compiled again for reordered weights
+    @torch.no_grad()  # not inference_mode: the training pass takes the ids and keeps them for backward
+    def sample(self, model: CausalLM, request: SamplingRequest) -> SampledTokens:
+        """Sample the requested completions; see RolloutEngine."""
+        draws = _Draws(Sampler(request.temperature, self.top_k, self.top_p), request, model.device)
         if attention.is_shared(model):
-            with prepacked(model, min(self.max_rows, len(uniforms))):
-                steady = self.cuda_graphs and model.device.type == "cuda"
-                _decode(model, [list(prompt) for prompt in prompts], group_size, self.max_rows, draws, steady)
+            with prepacked(model, min(self.max_rows, len(draws.ids))):
+                cuda_graphs = self.cuda_graphs and model.device.type == "cuda"
+                _SharedDecoding(model, request, draws, self.max_rows, cuda_graphs).run()
         else:
-            for i in range(0, len(prompts), max(1, self.max_rows // group_size)):
-                some = prompts[i : i + max(1, self.max_rows // group_size)]
-                _decode_plainly(model, some, i * group_size, group_size, draws, pad_token_id)
-        prompt_ids, prompt_mask = pad_left(prompts, pad_token_id)
-        return draws.samples(prompt_ids.repeat_interleave(group_size, 0), prompt_mask.repeat_interleave(group_size, 0))
+            at_a_time = max(1, self.max_rows // request.group_size)
+            for first in range(0, len(request.prompts), at_a_time):
+                _decode_whole_groups(model, request, draws, range(len(request.prompts))[first : first + at_a_time])
+        return draws.samples(*request.padded_prompts())
 
 
 class _Draws:
-    """What was drawn of N completions; each by its own numbers, so that it does not matter which are decoded
-    together."""
+    """Hold the tokens drawn for N completions.
 
-    def __init__(self, sampler: Sampler, uniforms: Tensor, eos: int, pad: int, on_finished: OnFinished | None):
-        self.sampler, self.uniforms, self.eos, self.on_finished = sampler, uniforms, eos, on_finished
-        self.ids = torch.full(uniforms.shape, pad, device=uniforms.device)
-        self.log_probs = torch.zeros_like(uniforms)
-        self.lengths = torch.zeros(len(uniforms), dtype=torch.long, device=uniforms.device)
-        self.ended = torch.zeros(len(uniforms), dtype=torch.bool, device=uniforms.device)
+    Each completion has its own T uniform numbers, so it does not matter which completions are decoded together.
+    """
+
+    def __init__(self, sampler: Sampler, request: SamplingRequest, device: torch.device) -> None:
+        shape = request.group_size, request.max_new_tokens
+        uniforms = np.concatenate([np.random.default_rng(key).random(shape, np.float32) for key in request.keys])
+        self.sampler, self.uniforms = sampler, torch.from_numpy(uniforms).to(device)
+        self.eos, self.on_finished = request.eos_token_id, request.on_finished
+        self.ids = torch.full(self.uniforms.shape, request.pad_token_id, device=device)
+        self.log_probs = torch.zeros_like(self.uniforms)
+        self.lengths = torch.zeros(len(self.ids), dtype=torch.long, device=device)
+        self.ended = torch.zeros(len(self.ids), dtype=torch.bool, device=device)
 
     def draw(self, rows: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """The next token of the completions `rows`, (R,) long, by their (R, V) logits; (R,), and (R,) bool: whether
-        each goes on."""
+        """Draw the next token of the completions `rows`, (R,) long, from their (R, V) logits.
+
+        Returns the (R,) tokens, and (R,) bool: whether each completion is still unfinished.
+        """
         at = self.lengths[rows]
         token, log_prob = self.sampler.draw(logits, self.uniforms[rows, at])
         self.ids[rows, at], self.log_probs[rows, at] = token, log_prob
         self.lengths[rows] = at + 1
         self.ended[rows] = token == self.eos
-        going = (token != self.eos) & (at + 1 < self.ids.shape[1])
+        unfinished = (token != self.eos) & (at + 1 < self.ids.shape[1])
         if self.on_finished is not None:
-            for n in rows[~going].tolist():
+            for n in rows[~unfinished].tolist():
                 self.on_finished(n, self.ids[n, : int(self.lengths[n])].tolist(), bool(self.ended[n]))
-        return token, going
+        return token, unfinished
 
     def samples(self, prompt_ids: Tensor, prompt_mask: Tensor) -> SampledTokens:
+        """Return what was drawn, cut to the longest completion, on the CPU."""
         lengths = self.lengths.cpu()
         width = int(lengths.max())
-        mask = torch.arange(width) < lengths.unsqueeze(1)
-        return SampledTokens(prompt_ids, prompt_mask, self.ids[:, :width].cpu(), mask, self.ended.cpu(),
-                       self.log_probs[:, :width].cpu())  # fmt: skip
+        return SampledTokens(
+            prompt_ids,
+            prompt_mask,
+            completion_ids=self.ids[:, :width].cpu(),
+            completion_mask=torch.arange(width) < lengths.unsqueeze(1),
+            ended=self.ended.cpu(),
+            log_probs=self.log_probs[:, :width].cpu(),
+        )
 
 
-def _decode(model: Any, prompts: list[list[int]], group_size: int, max_rows: int, draws: _Draws, steady: bool) -> None:
-    """steady: a completion that has ended stays until there are more such (SLACK)."""
-    device, total = model.device, len(prompts) * group_size
-    cache = Cache(model, min(max_rows, total), steady)
-    waiting = deque(range(total))
-    held: list[int] = []  # the prompts in the cache
-    first = torch.empty(0)  # logits of what follows each
-    rows = tokens = torch.zeros(0, dtype=torch.long, device=device)  # which completions, and the last token of each
-    going, left = torch.zeros(0, dtype=torch.bool, device=device), 0  # which have not ended, and how many
-    while waiting or left:
-        begun = [waiting.popleft() for _ in range(min(len(waiting), max_rows - len(rows)))]
-        if begun:
-            wanted = sorted({n // group_size for n in begun} - set(held))
-            if wanted:
-                logits = cache.read([prompts[p] for p in wanted])
-                first = torch.cat([first, logits]) if held else logits
-                held += wanted
-            fresh = torch.tensor(begun, device=device)
-            number = torch.tensor([held.index(n // group_size) for n in begun], device=device)
-            token, goes = draws.draw(fresh, first[number])
-            cache.add(number[goes])
-            rows, tokens = torch.cat([rows, fresh[goes]]), torch.cat([tokens, token[goes]])
-            going, left = torch.cat([going, goes[goes]]), left + int(goes.sum())
-        if left:
-            logits = cache.step(tokens, going)
-            here = slice(None) if left == len(rows) else going.nonzero().squeeze(1)
-            tokens[here], going[here] = draws.draw(rows[here], logits[here])
-            left = int(going.sum())
-        if not left or left < len(rows) * (1 - SLACK if steady else 1):
-            order = cache.keep(going)
-            rows, tokens, going = rows[order], tokens[order], going[order]
-        elif not begun:
-            continue
-        needed = {n // group_size for n in rows.tolist()} | ({waiting[0] // group_size} if waiting else set())
-        if not needed.issuperset(held):
-            keep = [i for i, p in enumerate(held) if p in needed]
-            cache.drop_prompts(torch.tensor(keep, dtype=torch.long, device=device))
-            held, first = [held[i] for i in keep], first[keep]
+class _SharedDecoding:
+    """Decode completions whose prompts are encoded once (bae.rollout.local.cache).
+
+    rows, tokens: (R,) long, the completions in the cache and the last token of each.
+    unfinished: (R,) bool; `left` is the number of those.
+    cached: the prompts in the cache. first_logits: (len(cached), V), of the token that follows each prompt.
+    """
+
+    def __init__(
+        self, model: CausalLM, request: SamplingRequest, draws: _Draws, max_rows: int, cuda_graphs: bool
+    ) -> None:
+        total = len(draws.ids)
+        self.prompts = [list(prompt) for prompt in request.prompts]
+        self.group_size, self.draws, self.max_rows = request.group_size, draws, max_rows
+        self.cache = Cache(model, min(max_rows, total), cuda_graphs)
+        self.slack = SLACK if cuda_graphs else 0
+        self.waiting = deque(range(total))
+        self.cached: list[int] = []
+        self.first_logits = torch.empty(0)
+        self.rows = self.tokens = torch.zeros(0, dtype=torch.long, device=model.device)
+        self.unfinished, self.left = torch.zeros(0, dtype=torch.bool, device=model.device), 0
+
+    def run(self) -> None:
+        """Decode until every completion has ended or reached the token limit."""
+        while self.waiting or self.left:
+            begun = self._begin()
+            if self.left:
+                self._step()
+            gone = not self.left or self.left < len(self.rows) * (1 - self.slack)
+            if gone:
+                order = self.cache.keep_completions(self.unfinished)
+                self.rows, self.tokens, self.unfinished = self.rows[order], self.tokens[order], self.unfinished[order]
+            if gone or begun:
+                self._drop_prompts()
+
+    def _begin(self) -> bool:
+        """Begin as many waiting completions as there is place for; return False if that is none."""
+        count = min(len(self.waiting), self.max_rows - len(self.rows))
+        begun = [self.waiting.popleft() for _ in range(count)]
+        if not begun:
+            return False
+        self._encode({n // self.group_size for n in begun})
+        device = self.rows.device
+        rows = torch.tensor(begun, device=device)
+        prompt = torch.tensor([self.cached.index(n // self.group_size) for n in begun], device=device)
+        token, unfinished = self.draws.draw(rows, self.first_logits[prompt])
+        self.cache.add_completions(prompt[unfinished])
+        self.rows = torch.cat([self.rows, rows[unfinished]])
+        self.tokens = torch.cat([self.tokens, token[unfinished]])
+        self.unfinished = torch.cat([self.unfinished, unfinished[unfinished]])
+        self.left += int(unfinished.sum())
+        return True
+
+    def _encode(self, prompts: set[int]) -> None:
+        """Encode those of the prompts that are not in the cache."""
+        wanted = sorted(prompts - set(self.cached))
+        if wanted:
+            logits = self.cache.add_prompts([self.prompts[p] for p in wanted])
+            self.first_logits = torch.cat([self.first_logits, logits]) if self.cached else logits
+            self.cached += wanted
+
+    def _step(self) -> None:
+        """Draw the next token of every unfinished completion."""
+        logits = self.cache.step(self.tokens, self.unfinished)
+        here = slice(None) if self.left == len(self.rows) else self.unfinished.nonzero().squeeze(1)
+        self.tokens[here], self.unfinished[here] = self.draws.draw(self.rows[here], logits[here])
+        self.left = int(self.unfinished.sum())
+
+    def _drop_prompts(self) -> None:
+        """Forget prompts that no completion in the cache and not the next one needs."""
+        needed = {n // self.group_size for n in self.rows.tolist()}
+        if self.waiting:
+            needed.add(self.waiting[0] // self.group_size)
+        if not needed.issuperset(self.cached):
+            keep = [i for i, p in enumerate(self.cached) if p in needed]
+            self.cache.keep_prompts(torch.tensor(keep, dtype=torch.long, device=self.rows.device))
+            self.cached, self.first_logits = [self.cached[i] for i in keep], self.first_logits[keep]
 
 
-def _decode_plainly(
-    model: Any, prompts: Sequence[Sequence[int]], start: int, group: int, draws: _Draws, pad: int
-) -> None:
-    """Whole groups, from completion number `start` on."""
-    prompt_ids, prompt_mask = (x.to(model.device) for x in pad_left(prompts, pad))
+def _decode_whole_groups(model: CausalLM, request: SamplingRequest, draws: _Draws, prompts: range) -> None:
+    """Decode all completions of these prompts with transformers' own cache."""
+    group_size, pad = request.group_size, request.pad_token_id
+    ids, mask = (x.to(model.device) for x in pad_left([request.prompts[p] for p in prompts], pad))
+    logits, cache = _forward(model, ids, mask.long(), (mask.cumsum(1) - 1).clamp(min=0))
+    cache.batch_repeat_interleave(group_size)
+    logits, mask = logits.repeat_interleave(group_size, 0), mask.long().repeat_interleave(group_size, 0)
+    position = mask.sum(1)  # of the next token
+    rows = prompts.start * group_size + torch.arange(len(logits), device=logits.device)  # completions in the cache
+    unfinished = torch.ones_like(rows, dtype=torch.bool)
+    while True:
+        token = torch.full_like(rows, pad)
+        token[unfinished], unfinished[unfinished.clone()] = draws.draw(rows[unfinished], logits[unfinished])
+        if not unfinished.any():
+            return
+        if unfinished.sum() * 2 < len(rows):
+            cache.batch_select_indices(unfinished.nonzero().squeeze(1))
+            rows, token, mask, position = (x[unfinished] for x in (rows, token, mask, position))
+            unfinished = unfinished[unfinished]
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+        logits, _ = _forward(model, token.unsqueeze(1), mask, position.unsqueeze(1), cache)
+        position = position + 1
+
+
+def _forward(model: CausalLM, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any = None) -> tuple[Tensor, Any]:
+    """Return the (R, V) logits after the last token of each row, and transformers' cache."""
     out = model(
-        input_ids=prompt_ids,
-        attention_mask=prompt_mask.long(),
-        position_ids=(prompt_mask.cumsum(1) - 1).clamp(min=0),
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=cache,
         use_cache=True,
         logits_to_keep=1,
     )
-    cache = out.past_key_values
-    cache.batch_repeat_interleave(group)
-    logits = out.logits[:, -1].repeat_interleave(group, 0)
-    mask = prompt_mask.long().repeat_interleave(group, 0)
-    next_position = mask.sum(1)
-    held = start + torch.arange(len(logits), device=logits.device)  # rows of the cache
-    going = torch.ones_like(held, dtype=torch.bool)  # of these
-    token = torch.full_like(held, pad)
-    while True:
-        token = torch.full_like(held, pad)
-        token[going], going[going.clone()] = draws.draw(held[going], logits[going])
-        if not going.any():
-            return
-        if going.sum() * 2 < len(held):
-            cache.batch_select_indices(going.nonzero().squeeze(1))
-            held, token, mask, next_position = held[going], token[going], mask[going], next_position[going]
-            going = going[going]
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-        out = model(
-            input_ids=token.unsqueeze(1),
-            attention_mask=mask,
-            position_ids=next_position.unsqueeze(1),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        logits, next_position = out.logits[:, -1], next_position + 1
+    return out.logits[:, -1], out.past_key_values

@@ -1,4 +1,4 @@
-"""vLLM as a guest in the trainer's process: what it needs around it, and what it must leave as it was."""
+"""Give vLLM what it needs in the trainer's process, and keep the rest of the process as it was."""
 
 import gc
 import importlib.util
@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from bae.training.causal_lm import CausalLM
+
 
 def release(core: Any) -> None:
-    """Free what an engine holds, and leave the process groups to those who made them."""
+    """Free the memory of an engine core, and leave process groups to those who made them."""
     core.model_executor.shutdown()
     core.scheduler.shutdown()
     if torch.cuda.is_available():
@@ -22,8 +24,11 @@ def release(core: Any) -> None:
 
 
 def forget_lost_groups() -> None:
-    """vLLM keeps its groups in variables of a module. After an earlier job of this process they are of no use: the
-    process group from which they were made has been destroyed."""
+    """Forget vLLM's groups that an earlier job of this process left behind.
+
+    vLLM keeps them in variables of a module. They are of no use once the process group that they were made from has
+    been destroyed.
+    """
     from vllm.distributed import parallel_state
 
     groups = {name: x for name, x in vars(parallel_state).items() if isinstance(x, parallel_state.GroupCoordinator)}
@@ -35,20 +40,20 @@ def forget_lost_groups() -> None:
 
 
 def require_vllm() -> None:
-    """Raises ImportError with one sentence if vLLM is not installed."""
+    """Raise ImportError with one sentence if vLLM is not installed."""
     if importlib.util.find_spec("vllm") is None:
         raise ImportError("vLLM is not installed; on a GPU: pip install vllm, on a CPU: make vllm")
 
 
 def configure_environment() -> None:
-    """Settings that vLLM reads from the environment, as far as the user has not made them."""
+    """Set what vLLM reads from the environment. What the user has set is kept, where there is a choice."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine runs in this process, where the weights are
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # it reports its use to its makers unless told not to
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # vLLM reports its use to its makers unless told not to
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
 
-def check_architecture(model: Any) -> None:
-    """Raises ValueError if vLLM cannot run a model of this class, or not on this device."""
+def check_architecture(model: CausalLM) -> None:
+    """Raise ValueError if vLLM cannot run a model of this class on this device."""
     import transformers
     from vllm import ModelRegistry
     from vllm.platforms import current_platform
@@ -65,18 +70,24 @@ def check_architecture(model: Any) -> None:
     if device == "cpu":
         from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
-        config = model.config
-        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        sizes = CPUAttentionBackend.get_supported_head_sizes()
-        if size not in sizes:
-            raise ValueError(
-                f"model: its attention heads have {size} dimensions, and on a CPU vLLM is made for "
-                f"{', '.join(map(str, sizes))}; use rollout=local"
-            )
+        _check_head_size(model.config, CPUAttentionBackend.get_supported_head_sizes())
+
+
+def _check_head_size(config: Any, sizes: list[int]) -> None:
+    """Raise ValueError if vLLM's CPU build has no attention for heads of this model's size."""
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if size not in sizes:
+        raise ValueError(
+            f"model: its attention heads have {size} dimensions, and on a CPU vLLM is made for "
+            f"{', '.join(map(str, sizes))}; use rollout=local"
+        )
 
 
 def pack_heads(model: torch.nn.Module) -> None:
-    """On a CPU vLLM packs what it loads; a head tied to the embeddings would keep its first packing."""
+    """Pack the head's weights again, because on a CPU vLLM packs weights for its kernels as it loads them.
+
+    A head that is tied to the embeddings is not loaded itself, and would keep its first packing.
+    """
     from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 
     for module in model.modules():
@@ -86,8 +97,10 @@ def pack_heads(model: torch.nn.Module) -> None:
 
 @contextmanager
 def untouched(device: torch.device) -> Iterator[None]:
-    """Keep what vLLM changes for the whole process as it was: random states, what the garbage collector looks at,
-    and on a CPU torch.set_num_threads."""
+    """Restore what vLLM changes for the whole process.
+
+    These are random states, what the garbage collector looks at, and on a CPU torch.set_num_threads.
+    """
     python, numpy, set_num_threads = random.getstate(), np.random.get_state(), torch.set_num_threads
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []), warnings.catch_warnings():
@@ -97,14 +110,14 @@ def untouched(device: torch.device) -> Iterator[None]:
         random.setstate(python)
         np.random.set_state(numpy)
         torch.set_num_threads = set_num_threads
-        gc.unfreeze()  # or nothing that was made before would ever be freed, the trainer of an earlier job among it
+        gc.unfreeze()  # otherwise nothing made before would ever be freed, such as the trainer of an earlier job
 
 
 @contextmanager
 def launched(device: torch.device) -> Iterator[None]:
-    """The process group and environment in which vLLM starts one worker a process, on `device`.
+    """Provide the process group and the environment in which vLLM starts one worker a process, on `device`.
 
-    In DDP the group is the trainer's, and all ranks must come here together. Otherwise it is a group of one.
+    In DDP the group is the trainer's, and all ranks must come here together. Otherwise the group has one process.
     """
     if not torch.distributed.is_initialized():
         backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"

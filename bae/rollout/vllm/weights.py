@@ -1,48 +1,56 @@
-"""The policy's weights as another engine wants them, and whether they have changed since it got them."""
+"""Name the policy's weights as another engine wants them, and tell whether they have changed since it got them."""
 
 from collections.abc import Iterator
-from typing import Any
+from functools import cache
+from itertools import chain
+from typing import Any, cast
 
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
+from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
+
+from bae.training.causal_lm import CausalLM
 
 Fingerprint = tuple[int, ...]
 
 
-class _Steps:
-    """Counts the steps of all optimisers of this process: fused ones change weights without torch's counting it."""
+class _StepCounter:
+    """Count the steps of all optimisers of this process: fused ones change weights, and torch does not count that."""
 
     def __init__(self) -> None:
-        self.taken = 0
+        self.steps = 0
         register_optimizer_step_post_hook(self._count)
 
     def _count(self, *_: Any) -> None:
-        self.taken += 1
+        self.steps += 1
 
 
-_steps = _Steps()
+@cache
+def _step_counter() -> _StepCounter:
+    """Return the counter of this process. It counts from the first call on."""
+    return _StepCounter()
 
 
-def fingerprint(model: Any) -> Fingerprint:
-    """Changes with every step of an optimiser, every other in-place change of a weight and every exchange of one.
+def fingerprint(model: CausalLM) -> Fingerprint:
+    """Return numbers that differ from those of an earlier call if weights have changed in between.
 
-    Cheap: no weight is read. Only what is done to `weight.data` goes unseen.
+    They change with every step of an optimiser, every other in-place change of a weight, and every exchange of a weight
+    tensor. What changes only through `weight.data` is not seen. This is cheap, because no weight is read.
     """
-    of_weights = [number for x in _tensors(model) for number in (id(x), x.data_ptr(), x._version)]
-    return (_steps.taken, *of_weights)
+    weights = chain(model.parameters(), model.buffers())
+    return (_step_counter().steps, *(number for x in weights for number in (id(x), x.data_ptr(), x._version)))
 
 
-def checkpoint(model: Any) -> Iterator[tuple[str, Tensor]]:
-    """Names and weights as a file of the model would have them, tied ones under their first name; nothing is copied."""
+def checkpoint(model: CausalLM) -> Iterator[tuple[str, Tensor]]:
+    """Yield names and weights as a file of the model would hold them, tied ones once, under their first name.
+
+    Nothing is copied.
+    """
+    # transformers may keep weights under its own names, or several in one tensor. It knows how files hold them.
+    weights = revert_weight_conversion(cast(PreTrainedModel, model), dict(model.state_dict(keep_vars=True)))
     seen: set[int] = set()
-    # Where transformers keep weights under names of their own, or several in one tensor, the reader knows the file's.
-    for name, weight in revert_weight_conversion(model, dict(model.state_dict(keep_vars=True))).items():
+    for name, weight in weights.items():
         if id(weight) not in seen:
             seen.add(id(weight))
             yield name, weight.detach()
-
-
-def _tensors(model: Any) -> Iterator[Tensor]:
-    yield from model.parameters()
-    yield from model.buffers()

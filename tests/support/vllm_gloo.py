@@ -1,7 +1,9 @@
-"""Weights over gloo, for a vLLM server on a CPU: vLLM's own transports need GPUs.
+"""Send weights over gloo to a vLLM server on a CPU, because vLLM's own transports need GPUs.
 
-vLLM drives both ends as it does NCCL's; only what carries the tensors is another. A server takes part if it is started
-with `--weight-transfer-config '{"backend": "gloo"}' --worker-extension-cls bae.rollout.vllm.gloo.Extension`.
+vLLM drives both ends as it drives NCCL's; only what carries the tensors differs. The classes build on internals of the
+pinned vLLM version. A server takes part if it is started with
+`--weight-transfer-config '{"backend": "gloo"}' --worker-extension-cls tests.support.vllm_gloo.Extension` and can import
+this module.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -18,20 +20,22 @@ from vllm.distributed.weight_transfer.nccl_common import NCCLWeightTransferInitI
 from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerWeightTransferEngine, NCCLWeightTransferEngine
 
 from bae.rollout.vllm.process import pack_heads
+from bae.rollout.vllm.server_engine import VllmServerEngine
+from bae.rollout.vllm.transfer import Transport
 
-NAME = "gloo"
+BACKEND = "gloo"
 WAIT = timedelta(minutes=1)  # for the other end
 
 
 class Extension:
-    """Adds nothing to the worker: that it is named makes the worker load this module, which knows the transport."""
+    """Add nothing to a worker. Because the server names this class, its workers load this module."""
 
 
 @dataclass
 class GlooTrainerInitInfo(TrainerInitInfo):
-    """Where the trainer and the workers of the server meet; world_size: all of them, the trainer too."""
+    """Hold where the trainer and the server's workers meet. world_size counts all of them, the trainer too."""
 
-    backend: ClassVar[str] = NAME
+    backend: ClassVar[str] = BACKEND
 
     master_address: str
     master_port: int
@@ -39,22 +43,22 @@ class GlooTrainerInitInfo(TrainerInitInfo):
 
 
 class Group:
-    """The trainer, of rank 0, and the workers of a server, apart from the groups that each has of its own."""
+    """Join the trainer, which has rank 0, and the server's workers, apart from the groups that each side has."""
 
-    def __init__(self, address: str, port: int, rank: int, world_size: int):
+    def __init__(self, address: str, port: int, rank: int, world_size: int) -> None:
         self.group: Any = stateless_init_torch_distributed_process_group(
             address, port, rank, world_size, "gloo", timeout=WAIT
         )
 
     def broadcast(self, tensor: Tensor) -> None:
-        """From rank 0, as bytes: gloo does not know every type."""
+        """Broadcast from rank 0, as bytes, because gloo does not know every type."""
         options = torch.distributed.BroadcastOptions()
         options.rootRank = 0
         self.group.broadcast([tensor.view(-1).view(torch.uint8)], options).wait()
 
 
 class GlooReceiver(NCCLWeightTransferEngine):
-    """The end of a worker."""
+    """Receive weights in a worker of the server."""
 
     group: Any = None
 
@@ -65,7 +69,7 @@ class GlooReceiver(NCCLWeightTransferEngine):
         self.group = Group(init_info.master_address, init_info.master_port, rank, init_info.world_size)
 
     def receive_weights(self, update_info: Any) -> None:
-        """All of them before the first is loaded: the sender must not wait for one who has found a mistake."""
+        """Receive all weights before the first is loaded: if loading fails, the sender must not be left waiting."""
         weights = []
         for name, dtype, shape in zip(update_info.names, update_info.dtype_names, update_info.shapes, strict=True):
             weight: Tensor = torch.empty(shape, dtype=getattr(torch, dtype))
@@ -83,7 +87,7 @@ class GlooReceiver(NCCLWeightTransferEngine):
 
 
 class GlooSender(NCCLTrainerWeightTransferEngine):
-    """The end of the trainer."""
+    """Send weights from the trainer."""
 
     group: Any = None
 
@@ -108,5 +112,14 @@ class GlooSender(NCCLTrainerWeightTransferEngine):
         self.group = None
 
 
-WeightTransferEngineFactory.register_engine(NAME, GlooReceiver)
-WeightTransferTrainerFactory.register_engine(NAME, GlooSender)
+WeightTransferEngineFactory.register_engine(BACKEND, GlooReceiver)
+WeightTransferTrainerFactory.register_engine(BACKEND, GlooSender)
+
+
+def _init_info(address: str, port: int, world_size: int) -> GlooTrainerInitInfo:
+    return GlooTrainerInitInfo(master_address=address, master_port=port, world_size=world_size, rank=0)
+
+
+def server_engine(**options: Any) -> VllmServerEngine:
+    """Return an engine whose weights travel over gloo."""
+    return VllmServerEngine(**options, transport=Transport(BACKEND, _init_info))

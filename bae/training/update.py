@@ -1,0 +1,315 @@
+"""The update: from a batch that has advantages to optimiser steps. Plain PyTorch.
+
+`Update.step` is the second half of the algorithm; the first half, which writes the advantages, is in
+bae/callbacks/writers.py. Groups stay whole for the baseline, and micro-batches are small for memory, so the two cuts of
+a batch differ. What the loop around the update must provide is a `Loop`: bae.training.module has Lightning's.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from bae.batch import Advantages, ForwardResult, RolloutBatch, SampledTokens
+from bae.method.advantages import spread_over_tokens
+from bae.method.losses import Aggregation, block_mean, blockwise_clipped_loss, importance, is_clipped, mismatch
+from bae.text.blocks import Block
+from bae.training.attention import is_shared
+from bae.training.causal_lm import CausalLM
+from bae.training.forward import completion_pass, flat_gradient
+from bae.training.options import UpdateOptions
+from bae.training.packing import micro_batches, passes
+from bae.training.sketch import count_sketch
+
+MakeOptimizer = Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
+
+
+class Loop(Protocol):
+    """Provide what differs between one process, DDP and sharded strategies."""
+
+    @property
+    def is_sharded(self) -> bool:
+        """Tell whether the weights are cut up, so that every pass is one of all ranks."""
+        ...
+
+    def backward(self, loss: Tensor) -> None:
+        """Take the backward pass."""
+        ...
+
+    def gradients_travel(self, now: bool) -> AbstractContextManager[Any]:
+        """Return a context in which a backward pass exchanges gradients between ranks, or does not."""
+        ...
+
+    def over_ranks(self, value: Tensor, operation: str = "mean") -> Tensor:
+        """Reduce a value over all ranks; of the same shape, in double precision, on the CPU."""
+        ...
+
+
+class OneProcess:
+    """Provide the loop of one process without a framework."""
+
+    is_sharded = False
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+    def gradients_travel(self, now: bool) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def over_ranks(self, value: Tensor, operation: str = "mean") -> Tensor:
+        return value.double().cpu()
+
+
+def lr_share(step: int, total: int, warmup: int, final: float) -> float:
+    """Return the share of the learning rate at optimiser step `step` (from 0) of `total`.
+
+    It rises to 1 over `warmup` steps, then falls linearly to `final` at the last step.
+    """
+    if step < warmup:
+        return (step + 1) / warmup
+    return 1 - (1 - final) * min(1.0, (step + 1 - warmup) / max(1, total - warmup))
+
+
+@dataclass(frozen=True)
+class UpdateInputs:
+    """Hold what the optimiser steps of one rollout batch share.
+
+    Attributes:
+        samples: N completions.
+        block_of: (N, T) long, the block of each token.
+        weights: (N, T), the token weights of the aggregation.
+        token_advantages: (N, T), without what refinements add.
+        advantages: of the N completions.
+        applied: (N, J), the advantages that were really applied; the steps fill it in.
+        old_log_p: (N, T), log-probabilities from before the first step. None if they are those of the policy as it is.
+        entropy_coef: the coefficient of the entropy bonus.
+    """
+
+    samples: SampledTokens
+    block_of: Tensor
+    weights: Tensor
+    token_advantages: Tensor
+    advantages: Advantages
+    applied: Tensor
+    old_log_p: Tensor | None
+    entropy_coef: float
+
+
+class Update:
+    """Train a policy on batches that were rolled out and have advantages.
+
+    Args:
+        model: the policy.
+        blocks: the blocks of the format, for their weights in the loss.
+        temperature: of sampling. The loss sees the same distribution that was sampled from.
+        options: how a batch becomes optimiser steps.
+        aggregation: how the tokens of a batch are weighted.
+        loop: what the loop around the update provides.
+
+    Attributes:
+        optimizer, scheduler: set by `configure`, or by whoever wraps them.
+    """
+
+    def __init__(
+        self,
+        model: CausalLM,
+        blocks: Iterable[Block],
+        temperature: float,
+        options: UpdateOptions,
+        aggregation: Aggregation = block_mean,
+        loop: Loop | None = None,
+    ) -> None:
+        self.model = model
+        self.block_weights = torch.tensor([block.weight for block in blocks])
+        self.temperature = temperature
+        self.options = options
+        self.clips = options.clip, options.clip if options.clip_high is None else options.clip_high
+        self.aggregation = aggregation
+        self.loop: Loop = loop or OneProcess()
+        self.optimizer: Any = None
+        self.scheduler: Any = None
+
+    def configure(self, make_optimizer: MakeOptimizer, steps: int) -> None:
+        """Make the optimiser and its learning-rate schedule; steps: rollout batches of the whole run."""
+        total = steps * self.options.optimizer_steps
+
+        def schedule(step: int) -> float:
+            return lr_share(step, total, self.options.warmup_steps, self.options.final_lr)
+
+        self.optimizer = make_optimizer(self.model.parameters())
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, schedule)
+
+    def step(self, batch: RolloutBatch) -> None:
+        """Train on a batch.
+
+        Writes into `batch.metrics` the means over optimiser steps of entropy (nats a token), clip_fraction, grad_norm
+        and lr; and, if the engine reports with what probability it drew each token, of mismatch_kl, mismatch_max and
+        mismatch_capped. If a baseline has a refinement, it writes the advantages that were really applied.
+        """
+        samples, _ = batch.require_rollouts()
+        with batch.timed("update"):
+            count = self.options.optimizer_steps
+            # Each mini-batch has parts of every group, however many ranks share them.
+            minis = [self._micro_batches(samples, torch.arange(i, len(samples.ended), count)) for i in range(count)]
+            # Later mini-batches are off-policy, so they need the log-probabilities from before the first step.
+            inputs = self._inputs(batch, self._old_log_probs(samples, minis) if count > 1 else None)
+            for mini in minis:
+                for name, value in self._optimizer_step(inputs, mini).items():
+                    batch.metrics[name] = batch.metrics.get(name, 0.0) + value / len(minis)
+            batch.advantages = _as_applied(inputs)
+
+    def block_gradients(self, batch: RolloutBatch, rows: Tensor, size: int) -> Tensor:
+        """Return what each block's tokens among the completions `rows` add to the gradient of the loss.
+
+        The gradients are those of the policy as it is, without the entropy bonus. `grad` of the weights is left alone.
+        All ranks must call it, because the aggregation may need their tokens. It needs whole weights, so it is not for
+        sharded strategies.
+
+        Args:
+            batch: a batch that has advantages.
+            rows: (R,) long, of this rank.
+            size: numbers that each gradient is sketched to (bae.training.sketch); 0 for the flat gradients themselves.
+
+        Returns:
+            (K, size).
+        """
+        inputs = self._inputs(batch, old_log_p=None)
+        found: list[Any] = [0.0] * len(self.block_weights)
+        for part in self._micro_batches(inputs.samples, rows):
+            forward = completion_pass(self.model, inputs.samples, part, self.temperature)
+            block_of, weight = (self._columns(x, part, forward.log_p) for x in (inputs.block_of, inputs.weights))
+            for k in range(len(found)):
+                loss, _, _ = self._surrogate_loss(inputs, part, forward, weight * (block_of == k))
+                gradient = flat_gradient(loss, self.model)
+                found[k] += (count_sketch(gradient, size) if size else gradient).cpu()  # a sketch is linear
+        return torch.stack(found)
+
+    def _inputs(self, batch: RolloutBatch, old_log_p: Tensor | None) -> UpdateInputs:
+        samples, scored = batch.require_rollouts()
+        advantages = batch.require_advantages()
+        counts = torch.stack([(scored.block_of == k).sum() for k in range(len(self.block_weights))])
+        tokens = self.loop.over_ranks(counts).to(self.block_weights)
+        return UpdateInputs(
+            samples=samples,
+            block_of=scored.block_of,
+            weights=self.aggregation(scored.block_of, self.block_weights, tokens),
+            token_advantages=spread_over_tokens(advantages.per_block, scored.block_of),
+            advantages=advantages,
+            applied=advantages.per_objective.clone(),
+            old_log_p=old_log_p,
+            entropy_coef=batch.entropy_coef,
+        )
+
+    def _micro_batches(self, samples: SampledTokens, rows: Tensor) -> list[Tensor]:
+        """Return equally many micro-batches on every rank: passes over sharded weights are collective."""
+        budget = self.options.micro_batch_tokens
+        parts = micro_batches(samples, rows, budget)
+        most = self.loop.over_ranks(torch.tensor(len(parts)), "max")
+        return parts if len(parts) == most else micro_batches(samples, rows, budget, int(most))
+
+    def _optimizer_step(self, inputs: UpdateInputs, parts: Sequence[Tensor]) -> dict[str, float]:
+        """Take one optimiser step on the completions of the micro-batches `parts`, and measure it."""
+        mini = torch.cat(list(parts))
+        share = len(inputs.weights) / len(mini)  # the token weights are those of the whole batch
+        # DDP takes the mean over ranks, so each divides by the tokens that a rank has on average.
+        tokens = float(self.loop.over_ranks(inputs.samples.completion_mask[mini].sum()))
+        sums, furthest = torch.zeros(4), torch.zeros(())
+        for part, *prompts in passes(self.model, inputs.samples, parts, self._prefetches()):
+            forward = completion_pass(self.model, inputs.samples, part, self.temperature, *prompts)
+            mask, weight = (
+                self._columns(x, part, forward.log_p) for x in (inputs.samples.completion_mask, inputs.weights)
+            )
+            loss, advantage, old_log_p = self._surrogate_loss(inputs, part, forward, weight, record=True)
+            loss = share * loss - inputs.entropy_coef * (forward.entropy * mask).sum() / tokens
+            with self.loop.gradients_travel(part is parts[-1]):
+                self.loop.backward(loss)
+            clipped = is_clipped(forward.log_p.detach(), old_log_p, advantage, *self.clips) & mask
+            sampled_log_p = self._sampled_log_p(inputs, part, old_log_p)
+            kl, capped, most = mismatch(old_log_p, sampled_log_p, mask, self.options.importance_cap)
+            sums += torch.stack([(forward.entropy.detach() * mask).sum(), clipped.sum(), kl, capped]).cpu()
+            furthest = torch.maximum(furthest, most.cpu())
+        metrics = self._step_optimizer()
+        means = (self.loop.over_ranks(sums) / tokens).tolist()
+        metrics |= {"entropy": means[0], "clip_fraction": means[1]}
+        if inputs.samples.log_probs is not None:
+            furthest = self.loop.over_ranks(furthest, "max")
+            metrics |= {"mismatch_kl": means[2], "mismatch_capped": means[3], "mismatch_max": float(furthest)}
+        return metrics
+
+    def _step_optimizer(self) -> dict[str, float]:
+        """Clip the gradients, step the optimiser and the schedule."""
+        norm = self._clip_gradients()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        lr = float(self.scheduler.get_last_lr()[0])
+        self.scheduler.step()
+        return {"grad_norm": norm, "lr": lr}
+
+    def _surrogate_loss(
+        self, inputs: UpdateInputs, part: Tensor, forward: ForwardResult, weight: Tensor, record: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the loss of a micro-batch, and the advantages and old log-probabilities that went into it.
+
+        part: (B,) long, its completions. weight: (B, T'), of the tokens. record: whether the advantages are noted as
+        applied. Returns a scalar and two of (B, T').
+        """
+        log_p = forward.log_p
+        advantage, block_of = (self._columns(x, part, log_p) for x in (inputs.token_advantages, inputs.block_of))
+        old_log_p = log_p.detach() if inputs.old_log_p is None else self._columns(inputs.old_log_p, part, log_p)
+        loss = torch.zeros((), device=log_p.device)
+        for refinement in inputs.advantages.refinements:
+            j = refinement.objective
+            change, gain = refinement.apply(forward, part, weight)
+            factor = inputs.advantages.weights[j]
+            advantage, loss = advantage + factor * change, loss - factor * gain
+            if record:
+                in_block = block_of == inputs.advantages.block_of_objective[j]
+                inputs.applied[part, j] += (change.sum(1) / in_block.sum(1).clamp(min=1)).cpu()
+        cap = self.options.importance_cap
+        if cap is not None:
+            weight = weight * importance(old_log_p, self._sampled_log_p(inputs, part, old_log_p), cap)
+        loss = loss + blockwise_clipped_loss(log_p, old_log_p, advantage, weight, *self.clips)
+        return loss, advantage, old_log_p
+
+    def _sampled_log_p(self, inputs: UpdateInputs, part: Tensor, old_log_p: Tensor) -> Tensor:
+        """Return (B, T'): the engine's log-probabilities; the policy's own if the engine does not report them."""
+        reported = inputs.samples.log_probs
+        return old_log_p if reported is None else self._columns(reported, part, old_log_p)
+
+    def _columns(self, x: Tensor, part: Tensor, like: Tensor) -> Tensor:
+        """Return (B, T'): the rows `part` of (N, T), as wide as `like` and on its device."""
+        return x[part, : like.shape[1]].to(like.device)
+
+    @torch.no_grad()
+    def _old_log_probs(self, samples: SampledTokens, minis: Sequence[Sequence[Tensor]]) -> Tensor:
+        """Return (N, T), in the same micro-batches as the update, so that the first ratio is exactly 1."""
+        out = torch.zeros(samples.completion_ids.shape)
+        for parts in minis:
+            for part, *prompts in passes(self.model, samples, parts, self._prefetches()):
+                log_p = completion_pass(self.model, samples, part, self.temperature, *prompts).log_p
+                out[part, : log_p.shape[1]] = log_p.cpu()
+        return out
+
+    def _prefetches(self) -> bool:
+        """Tell whether a prompt is encoded ahead for its micro-batches.
+
+        Under a sharded strategy every pass is one of all ranks, and these have other prompts.
+        """
+        return is_shared(self.model) and not self.loop.is_sharded
+
+    def _clip_gradients(self) -> float:
+        """Clip the gradients by their global norm, and return the norm before."""
+        return float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.options.max_grad_norm))
+
+
+def _as_applied(inputs: UpdateInputs) -> Advantages:
+    """Return the advantages as they were applied; the same where no baseline has a refinement."""
+    given = inputs.advantages
+    per_block = given.per_block.clone()
+    for j in {refinement.objective for refinement in given.refinements}:
+        change = inputs.applied[:, j] - given.per_objective[:, j]
+        per_block[:, given.block_of_objective[j]] += given.weights[j] * change
+    return replace(given, per_objective=inputs.applied, per_block=per_block)
