@@ -1,12 +1,16 @@
-"""Fixtures that several tests share: a random tiny policy."""
+"""Settings of a process of tests, and fixtures that several tests share: a random tiny policy."""
 
 import os
 
-import pytest
-import torch
+from bae.commands import process_setup
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a missing model fails at once
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores, so one thread each
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+process_setup.prepare()  # as the entry points do, before torch and MLflow are loaded
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,20 +15,21 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from bae.batch import Completion, Problem
+from bae.batch import Completion, ForwardResult, Problem
 from bae.commands import schema
 from bae.commands.build import make_format
 from bae.commands.cli import CONF
 from bae.method.baselines import RewardView
 from bae.objectives import check_objectives
 from bae.objectives.outcomes import given_reward
+from bae.objectives.refining import Ranks, RefiningBaseline
 from bae.objectives.reward_view import score_table
 from bae.text.blocks import Section
 from tests.objectives.test_scoring import score
 from tests.support import ROOT, runs
 
 PAGE = (ROOT / "docs" / "extending.md").read_text()
-FILES = dict(re.findall(r"^`(\S+)`:\n\n```(?:python|yaml)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL))
+FILES = dict(re.findall(r"^`(\S+)`:\n\n```(?:python|yaml|csv)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL))
 SHORT = [
     "steps=2", "group_size=4", "prompts_per_step=4", "callbacks.held_out.prompts=4", "callbacks.held_out.samples=2",
     "callbacks.checkpoints.log_policy=false", "callbacks.completions.every=1", "training.micro_batch_tokens=1000",
@@ -64,8 +66,10 @@ def option(study, path):
 
 
 def test_each_is_a_file_and_a_yaml_of_the_users_own():
-    assert len(FILES) == 8 and all(path.startswith("my_study/") for path in FILES)
-    assert not re.findall(r"^```(?!python|yaml|bash|$)", PAGE, re.MULTILINE)  # no other fences, which would not be read
+    assert len(FILES) == 16 and all(path.startswith("my_study/") for path in FILES)
+    assert not re.findall(
+        r"^```(?!python|yaml|csv|bash|$)", PAGE, re.MULTILINE
+    )  # no other fences, which would not be read
 
 
 def test_the_baseline_is_the_median_of_the_others(study):
@@ -103,6 +107,45 @@ def test_the_reward_of_the_reasoning(study):
     assert reasoned(completion(("reasoning", "12 7"), ("answer", "12"))) == 0.0
     assert reasoned(completion(("reasoning", " "))) is None
     assert reasoned(completion()) is None
+
+
+def test_the_refining_baseline_scales_by_the_entropy(study):
+    """Its change is the strength times entropy times advantage, on the tokens of the block alone."""
+    baseline = instantiate(option(study, "baseline/unsure_tokens.yaml"))
+    assert isinstance(baseline, RefiningBaseline)
+    scored = score(
+        [
+            f"{r}<analysis>short</analysis><confidence>0.{i}</confidence>"
+            for i, r in enumerate(["<reasoning>5</reasoning><answer>5</answer>"] * 3)
+        ]
+    )
+    scorer = SimpleNamespace(block_of_objective=[0, 1])
+    refinement = baseline.refine(1, torch.tensor([1.0, -2.0, 0.0]), scored, scorer, Ranks())
+    entropy = torch.rand(scored.block_of.shape)
+    forward = ForwardResult(-entropy, entropy, lambda position: None, 1.0)
+    rows = torch.tensor([2, 0])
+    change, gain = refinement.apply(forward._replace(entropy=entropy[rows]), rows, torch.ones_like(entropy[rows]))
+    in_block = scored.block_of[rows] == 1
+    torch.testing.assert_close(change, 0.5 * entropy[rows] * torch.tensor([[0.0], [1.0]]) * in_block)
+    assert gain == 0 and not refinement.unrefined.any() and change.any()
+    with pytest.raises(ValueError, match=r"baseline\.strength=-1"):
+        instantiate(option(study, "baseline/unsure_tokens.yaml"), strength=-1).check(scorer)
+
+
+def test_the_outcome_tells_answers_of_other_sizes_apart(study):
+    outcome = instantiate(option(study, "outcome/digits.yaml"))
+    answers = [completion(("reasoning", ""), ("answer", text)) for text in ("5", "6", "12", "1234", "-123456")]
+    answers.append(completion())
+    given, group = torch.tensor([1.0, 0.0, 1.0, 1.0, 1.0, 0.0]), torch.zeros(6).long()
+    found = outcome(answers, given, group).tolist()
+    assert found[3] == found[4] and len(set(found)) == 5  # of four digits and more alike
+    assert outcome(answers[:1], given[:1], group[:1]).tolist() == found[:1]  # the same in every batch
+
+
+def test_the_spreadsheet_is_a_task(study):
+    task = instantiate(option(study, "task/sums.yaml"))
+    assert (task.size("train"), task.size("val")) == (4, 4)
+    assert task.problem("val", 2) == Problem("val/2", "7+7+7=", "21")
 
 
 def test_the_task_multiplies_and_keeps_its_splits_apart(study):
@@ -157,7 +200,10 @@ def shell(study, tmp_path_factory):
         script = short / name
         script.write_text(f'#!/bin/sh\nexec {Path(sys.executable).parent / name} "$@" {" ".join(options)}\n')
         script.chmod(0o755)
-    environment = os.environ | {"PATH": f"{short}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {
+        "PATH": f"{short}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "OMP_NUM_THREADS": "1",
+    }
     environment.pop("PYTHONPATH", None)
 
     def run(title):
@@ -195,11 +241,41 @@ BLOCK = ("block_zero_signal", "block_advantage_std")
 
 
 @pytest.mark.slow
-def test_the_baselines_command(shell):
-    (run,) = shell("A baseline")
+def test_the_baselines_commands(shell):
+    median, first = shell("A baseline")
+    finished(median, [f"{metric}/confidence_brier" for metric in OBJECTIVE])
+    assert median.data.params["baseline"] == "median"
+    assert median.data.params["callbacks.advantages.baseline._target_"] == "my_study.baselines.median_of_others"
+    finished(first, [f"{metric}/correctness" for metric in OBJECTIVE])
+    assert first.data.params["baseline"] == "ocb"
+    used = first.data.params["callbacks.advantages.first_block_baseline._target_"]
+    assert used == "my_study.baselines.median_of_others"
+
+
+@pytest.mark.slow
+def test_the_refining_baselines_command(shell):
+    (run,) = shell("A baseline that is finished in the training pass")
     finished(run, [f"{metric}/confidence_brier" for metric in OBJECTIVE])
-    assert run.data.params["baseline"] == "median"
-    assert run.data.params["callbacks.advantages.baseline._target_"] == "my_study.baselines.median_of_others"
+    assert run.data.params["baseline"] == "unsure_tokens"
+    assert run.data.metrics["train/fallback/confidence_brier"] == 0
+
+
+@pytest.mark.slow
+def test_the_outcomes_command(shell):
+    (run,) = shell("An outcome")
+    finished(run, ["singleton/confidence_brier"])
+    assert run.data.params["outcome"] == "digits"
+
+
+@pytest.mark.slow
+def test_the_spreadsheets_commands(shell):
+    (run,) = shell("Problems from a file")
+    finished(run, ["accuracy"])
+    assert run.data.params["task"] == "sums"
+    questions = {"8+7=", "12+9=", "6+5+4=", "30-8="}
+    for table in tables(run):
+        asked = table["columns"].index("question")
+        assert {row[asked] for row in table["data"]} <= questions
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Read questions with reference answers from a file or from the hub: GSM8K, MATH, or a user's own."""
 
+import csv
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any
 from bae.batch import Problem
 from bae.text.verifier import Verifier
 
-FILES = (".jsonl", ".json", ".parquet")
+FILES = (".jsonl", ".json", ".parquet", ".csv")
 """The suffixes of files that can be read; any other source is the name of a hub dataset."""
 
 
@@ -17,9 +18,9 @@ class DatasetTask:
     """Hold the problems of a table, one in each row.
 
     Args:
-        splits: {split: source}. A source is a file (.jsonl; .json with a list; .parquet) or `hub_name[:config]:split`.
-            For a split with columns of its own, it is a mapping {source, question, answer, answer_after}. A source is
-            read when its split is first asked for.
+        splits: {split: source}. A source is a file (.jsonl; .json with a list; .parquet; .csv) or
+            `hub_name[:config]:split`. For a split with columns of its own, it is a mapping {source, question, answer,
+            answer_after}. A source is read when its split is first asked for.
         question, answer: the columns of the question and of the answer.
         verifier: checks the answers.
         answer_after: the reference is the part of the answer column after the last place of this text. None takes the
@@ -99,7 +100,7 @@ def read_table(source: str) -> list[dict[str, Any]]:
     """Read the rows of a file or of a hub dataset.
 
     Args:
-        source: a .jsonl, .json or .parquet file, or `hub_name[:config]:split`.
+        source: a .jsonl, .json, .parquet or .csv file, or `hub_name[:config]:split`. Every cell of a .csv is a text.
 
     Returns:
         One dictionary for each row.
@@ -114,6 +115,9 @@ def read_table(source: str) -> list[dict[str, Any]]:
 
         records: list[dict[str, Any]] = pandas.read_parquet(source).to_dict("records")
         return records
+    if suffix == ".csv":
+        with open(source, newline="", encoding="utf-8-sig") as file:  # spreadsheets put a mark of the encoding first
+            return list(csv.DictReader(file))
     if suffix == ".json":
         rows: list[dict[str, Any]] = json.loads(Path(source).read_text(encoding="utf-8"))
         return rows

@@ -255,7 +255,10 @@ def test_a_finished_run_can_be_made_longer(train):
         (["temperature=nan"], "temperature=nan: must be finite"),
         (["temperature=inf"], "temperature=inf: must be finite"),
         (["seed=-1"], "seed=-1: must not be negative"),
-        (["first_block_baseline=name"], "first_block_baseline: .* choose an option with baseline@first_block_baseline="),
+        (
+            ["first_block_baseline=name"],
+            "first_block_baseline: .* choose an option with baseline@first_block_baseline=",
+        ),
         (["baseline@first_block_baseline=name"], "no such option; baseline has"),
         (["+strategy.typo=1"], "there is no key strategy.typo"),
         (["+optimizer.typo=1"], "there is no key optimizer.typo"),

@@ -115,3 +115,15 @@ def test_gsm8k():
     rows = (DATA / "gsm8k_train.jsonl").read_text(encoding="utf-8").splitlines()
     for i in (0, 7472):
         assert json.loads(rows[i])["answer"].endswith(f"#### {task.problem('train', i).answer}")
+
+
+def test_a_csv_is_read_as_a_spreadsheet_writes_it(tmp_path):
+    path = tmp_path / "sums.csv"
+    path.write_bytes('\ufeffquestion,answer\r\n"a, ""b""\r\nc",012\r\nnone,NA\r\n'.encode())
+    task = DatasetTask({"train": str(path)}, "question", "answer", IntegerVerifier())
+    assert [(p.question, p.answer) for p in (task.problem("train", i) for i in range(task.size("train")))] == [
+        ('a, "b"\r\nc', "012"),
+        ("none", "NA"),  # cells are texts: no number, no missing value is made of them
+    ]
+    with pytest.raises(ValueError, match="no column 'reply'; it has question, answer"):
+        DatasetTask({"train": str(path)}, "question", "reply", IntegerVerifier()).size("train")
