@@ -12,6 +12,8 @@ BIN := $(VENV)/bin
 export MLFLOW_DISABLE_TELEMETRY := true
 # The wheel of torch is large; give slow lines time.
 export UV_HTTP_TIMEOUT ?= 180
+# Tests run in two processes, each with one thread (tests/conftest.py). One process: make test PARALLEL=
+PARALLEL ?= --numprocesses 2 --dist loadfile --no-loadscope-reorder
 # Only what is installed here may run: no other virtual environment, no other Python.
 export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 unexport PYTHONHOME PYTHONPATH
@@ -41,11 +43,11 @@ run: $(VENV)/.project ## Train: make run ARGS='steps=300 seed=1'
 
 .PHONY: test
 test: $(VENV)/.project ## Run the quick tests: make test ARGS='-k baselines'
-	@$(BIN)/pytest $(ARGS)
+	@$(BIN)/pytest $(PARALLEL) $(ARGS)
 
 .PHONY: test-all
 test-all: $(VENV)/.project ## Run all tests, the slow ones too
-	@$(BIN)/pytest -m "" $(ARGS)
+	@$(BIN)/pytest $(PARALLEL) -m "" $(ARGS)
 
 .PHONY: lint
 lint: $(VENV)/.project ## Check style, format and types

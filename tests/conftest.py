@@ -10,12 +10,13 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores, so one th
 process_setup.prepare()  # as the entry points do, before torch and MLflow are loaded
 
 import pytest  # noqa: E402
-import torch  # noqa: E402
 
 
 @pytest.fixture
 def tiny():
     """A random policy of the tiny architecture, smaller still."""
+    import torch
+
     from bae.commands.warmstart import make_model, make_tokenizer
     from bae.training import attention
     from bae.training.policy import Policy

@@ -33,6 +33,7 @@ FILES = dict(re.findall(r"^`(\S+)`:\n\n```(?:python|yaml|csv)\n(.*?)^```$", PAGE
 SHORT = [
     "steps=2", "group_size=4", "prompts_per_step=4", "callbacks.held_out.prompts=4", "callbacks.held_out.samples=2",
     "callbacks.checkpoints.log_policy=false", "callbacks.completions.every=1", "training.micro_batch_tokens=1000",
+    "callbacks.throughput.seconds=0.01",
 ]  # fmt: skip
 QUICK = {"bae-train": SHORT, "bae-evaluate": ["samples=2", "prompts=4", "resamples=10"]}
 

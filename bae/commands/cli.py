@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from bae.commands import process_setup, schema
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
+KINDS = {"integer": "a whole number", "float": "a number", "bool": "true or false", "boolean": "true or false"}
 ROOT = Path(__file__).parent.parent
 CONF = next(folder for folder in (ROOT.parent / "conf", ROOT / "conf") if folder.is_dir())
 """The configuration: beside the package in a checkout, inside it when installed."""
@@ -119,6 +120,13 @@ def explain(error: Exception) -> str:
         group = single[1].rpartition("_")[2]
         hint = f"choose an option with {group}@{single[1]}=…" if (CONF / group).is_dir() else "set its keys one by one"
         return f"{single[1]}: it has keys of its own, so it cannot be a single value; {hint}"
+    wrong = re.search(
+        r"Value '(.*?)' (?:of type '\w+' )?(?:could not be converted to|is not a valid) (\w+).*full_key: ([\w.]+)",
+        text,
+        re.S,
+    )
+    if wrong:
+        return f"{wrong[3]}={wrong[1]}: must be {KINDS.get(wrong[2].lower(), wrong[2])}"
     missing = re.search(
         r"Could not find '([\w./\-]+)'\s+Available options in '([\w./\-]+)':\s+(.*?)\n[^\t]", text + "\n", re.DOTALL
     )

@@ -2,13 +2,16 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from omegaconf import DictConfig
 
 from bae.commands import cli
 from bae.commands.build import plain
+
+if TYPE_CHECKING:
+    from bae.report.finished_runs import FinishedRuns
 
 
 def main() -> None:
@@ -45,7 +48,7 @@ def load_spec(kind: str, name: str) -> Mapping[str, Any]:
     return spec
 
 
-def write_tables(spec: Mapping[str, Any], stem: str, folder: Path, finished: Any) -> None:
+def write_tables(spec: Mapping[str, Any], stem: str, folder: Path, finished: "FinishedRuns") -> None:
     """Write a table, or several into one file: <stem>.md, .tex and .csv."""
     import pandas
 
@@ -60,7 +63,7 @@ def write_tables(spec: Mapping[str, Any], stem: str, folder: Path, finished: Any
     print("\n".join(str(folder / f"{stem}.{kind}") for kind in ("md", "tex", "csv")))
 
 
-def write_figure(spec: Mapping[str, Any], stem: str, folder: Path, finished: Any) -> None:
+def write_figure(spec: Mapping[str, Any], stem: str, folder: Path, finished: "FinishedRuns") -> None:
     """Draw a figure of each model that has runs for it: <stem>_<model>.png and .svg."""
     from bae.evaluation import figures
     from bae.report.paper_figures import PLOTS

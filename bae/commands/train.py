@@ -25,6 +25,8 @@ from bae.commands.sweep import job_name
 if TYPE_CHECKING:
     import lightning as L
 
+    from bae.training.causal_lm import CausalLM
+
 PLACES = ("outputs", "output_folder", "logger", "name", "resume", "skip_finished")  # keys that change no result
 
 
@@ -80,7 +82,7 @@ def check(cfg: DictConfig) -> None:
         )
 
 
-def record(cfg: DictConfig, logger: Any, model: Any, is_new: bool) -> None:
+def record(cfg: DictConfig, logger: Any, model: "CausalLM", is_new: bool) -> None:
     """Write down what is run: in the output folder and in MLflow."""
     folder = Path(cfg.output_folder)
     if is_new:

@@ -15,6 +15,8 @@ from torch import Tensor
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from bae.training.causal_lm import CausalLM
+
 PREFIX = "bae_over_"
 """The name in the registry is this prefix and the name of the function that the model had before."""
 
@@ -40,7 +42,7 @@ class Layout(Protocol):
         ...
 
 
-def share(model: Any) -> None:
+def share(model: CausalLM) -> None:
     """Let `model` take a `layout`. Without one it computes the same as before. A second call changes nothing."""
     for config in {id(c): c for c in (model.config, model.config.get_text_config())}.values():
         before = config._attn_implementation
@@ -54,12 +56,12 @@ def share(model: Any) -> None:
         config._attn_implementation = PREFIX + inner
 
 
-def is_shared(model: Any) -> bool:
+def is_shared(model: CausalLM) -> bool:
     """Tell whether `share` was called for this model."""
     return str(model.config._attn_implementation).startswith(PREFIX)
 
 
-def run(model: Any, ids: Tensor, positions: Tensor, layout: Layout) -> Tensor:
+def run(model: CausalLM, ids: Tensor, positions: Tensor, layout: Layout) -> Tensor:
     """Run a pass whose attention is that of the layout.
 
     Args:

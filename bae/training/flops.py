@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from bae.batch import SampledTokens
+from bae.training.causal_lm import CausalLM
 
 SMALLEST, LARGEST_ON_CPU, LARGEST = 256, 2048, 8192
 """The sides of the square matrices that matmul_rate multiplies: the first, and the largest on a CPU and elsewhere."""
@@ -34,7 +35,7 @@ class ModelSize:
     pair: int
 
 
-def model_size(model: Any) -> ModelSize:
+def model_size(model: CausalLM) -> ModelSize:
     """Measure a causal language model of transformers whose weights are not sharded.
 
     In a mixture of experts (modules named `experts`), only the experts that a token goes to count. If the configuration

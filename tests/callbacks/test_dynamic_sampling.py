@@ -427,6 +427,7 @@ def test_a_run_with_other_groups_is_resumed(tmp_path):
         "steps=3", "group_size=2", "prompts_per_step=4", "callbacks.dynamic_sampling.rounds=2", "lr=1e-4",
         "callbacks.held_out=null", "callbacks.completions=null", "callbacks.checkpoints.log_policy=false",
         "callbacks.checkpoints.every=1", "callbacks.checkpoints.keep=9", "temperature=0.2",
+        "callbacks.throughput.seconds=0.01",
     ]  # fmt: skip
     call(train, tmp_path / "outputs", *arguments)
     client, (run,) = runs(tmp_path / "outputs")

@@ -25,13 +25,15 @@ from bae.objectives.correctness import correctness
 from bae.objectives.outcomes import given_reward
 from bae.objectives.rao_blackwell import RaoBlackwell
 from bae.training.policy import load_pretrained
+from tests import support
 from tests.commands.test_train import assert_equal, assert_same_policy, weights
 from tests.fidelity.test_continuations import SOLUTION, by_hand, make_pipeline, roll_out
 
 SMALL = [
     "steps=1", "group_size=4", "prompts_per_step=4", "callbacks.held_out=null", "callbacks.completions=null",
     "callbacks.checkpoints.every=1", "callbacks.checkpoints.keep=9", "callbacks.checkpoints.log_policy=false",
-    "callbacks.progress=null", "lr=1e-3", "training.warmup_steps=2", "training.micro_batch_tokens=400",
+    "callbacks.progress=null", "callbacks.throughput.seconds=0.01", "lr=1e-3", "training.warmup_steps=2",
+    "training.micro_batch_tokens=400",
 ]  # fmt: skip
 OPTIONS = sorted(path.stem for path in (CONF / "baseline").glob("*.yaml"))
 
@@ -39,12 +41,7 @@ PLAIN = {"objective": normalisation.none, "block": normalisation.none}
 
 
 def call(folder, *arguments):
-    before = sys.argv
-    sys.argv = ["bae-train", f"outputs={folder / 'outputs'}", *arguments]
-    try:
-        train.main()
-    finally:
-        sys.argv = before
+    support.call(train, folder / "outputs", *arguments)
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ TINY = [
     "steps=1", "group_size=2", "prompts_per_step=2", "callbacks.held_out.prompts=4", "callbacks.held_out.every=0",
     "callbacks.completions.rows=1", "callbacks.evaluation.splits=[val,easy]", "callbacks.evaluation.prompts=6",
     "callbacks.evaluation.samples=4", "logger.experiment=table1", "callbacks.checkpoints.log_policy=false",
+    "callbacks.throughput.seconds=0.01",
 ]  # fmt: skip
 
 

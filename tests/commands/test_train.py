@@ -11,14 +11,14 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from bae.commands.train import main
-from tests.support import ROOT, needs_gpu
+from bae.commands import train as command
+from tests.support import ROOT, call, needs_gpu
 
 BAE_TRAIN = Path(sys.executable).parent / "bae-train"
 SMALL = [
     "group_size=4", "prompts_per_step=4", "callbacks.held_out.prompts=8", "callbacks.held_out.every=2",
     "callbacks.checkpoints.every=1", "callbacks.checkpoints.keep=9", "callbacks.completions.every=2", "lr=1e-3",
-    "training.warmup_steps=2", "training.micro_batch_tokens=400",
+    "training.warmup_steps=2", "training.micro_batch_tokens=400", "callbacks.throughput.seconds=0.01",
 ]  # fmt: skip
 
 
@@ -28,8 +28,7 @@ def train(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["bae-train", *SMALL, f"outputs={outputs()}", *arguments])
-        main()
+        call(command, outputs(), *SMALL, *arguments)
 
     return run
 
@@ -102,7 +101,7 @@ def test_the_completion_table_can_be_read(train):
 
 @pytest.mark.parametrize("options", [[], ["training.optimizer_steps=2", "callbacks.entropy.target=9"]])
 def test_resuming_at_any_saved_step_is_bit_identical(train, options, tmp_path):
-    steps = 4
+    steps = 3
     train(f"steps={steps}", *options)
     (whole,) = runs()
     folder = Path(whole.data.tags["output_folder"])
@@ -144,8 +143,7 @@ def test_a_gpu_trains_and_resumes(train, dtype):
 
 
 def resume_without_small(run, *arguments):
-    sys.argv = ["bae-train", f"resume={run}", f"outputs={outputs()}", *arguments]
-    main()
+    call(command, outputs(), f"resume={run}", *arguments)
 
 
 def assert_equal(first, second):
@@ -187,14 +185,14 @@ def test_a_stopped_run_goes_on_where_it_was(train, monkeypatch):
 
 
 def test_a_finished_run_can_be_made_longer(train):
-    train("steps=4", "training.final_lr=1")  # the fall of the rate would depend on the steps
+    train("steps=2", "training.final_lr=1")  # the fall of the rate would depend on the steps
     whole = weights(runs()[0].data.tags["output_folder"])
-    train("steps=2", "training.final_lr=1")
+    train("steps=1", "training.final_lr=1")
     short = runs()[1]
-    resume_without_small(short.info.run_id, "steps=4")
-    assert [step for step, _ in history(short, "train/accuracy")] == [1, 2, 3, 4]
-    resume_without_small(short.info.run_id, "steps=4")  # there is nothing left to do
-    assert [step for step, _ in history(short, "train/accuracy")] == [1, 2, 3, 4]
+    resume_without_small(short.info.run_id, "steps=2")
+    assert [step for step, _ in history(short, "train/accuracy")] == [1, 2]
+    resume_without_small(short.info.run_id, "steps=2")  # there is nothing left to do
+    assert [step for step, _ in history(short, "train/accuracy")] == [1, 2]
     for name, value in weights(short.data.tags["output_folder"]).items():
         assert torch.equal(value, whole[name]), name
 
@@ -209,8 +207,8 @@ def test_a_finished_run_can_be_made_longer(train):
         (["+training.typo=3"], "no key training.typo"),
         (["optimizer=3"], "optimizer: it has keys of its own, .* set its keys one by one"),
         (["+objectives.typo=3"], "objectives.typo: nothing reads this key"),
-        (["lr=abc"], "lr.*abc|abc.*lr"),
-        (["steps=no"], "steps"),
+        (["lr=abc"], "lr=abc: must be a number"),
+        (["steps=no"], "steps=no: must be a whole number"),
         (["baseline=ocbb"], "baseline=ocbb: no such option; baseline has all_action, .*none, ocb, ocb_batch"),
         (["basline=ocb"], "did you mean baseline"),
         (["group_size=1"], "group_size=1: .* use group_size=2"),
@@ -240,9 +238,9 @@ def test_a_finished_run_can_be_made_longer(train):
         (["+baseline.typo=1"], "there is no key baseline.typo"),
         (["baseline=ocb_shrunk", "baseline.decay=abc"], "baseline.decay=abc: must be a number"),
         (["baseline=ocb_shrunk", "+baseline.decai=0.5"], "there is no key baseline.decai; did you mean decay"),
-        (["training.clip=abc"], "training.clip.*abc|abc.*training.clip"),
+        (["training.clip=abc"], "training.clip=abc: must be a number"),
         (["+training.clp=1"], "no key training.clp; did you mean clip"),
-        (["training.warmup_steps=abc"], "training.warmup_steps.*abc|abc.*training.warmup_steps"),
+        (["training.warmup_steps=abc"], "training.warmup_steps=abc: must be a whole number"),
         (["training.warmup_steps=-1"], "training.warmup_steps=-1: must not be negative"),
         (["training.optimizer_steps=0"], "training.optimizer_steps=0: must be 1 or more"),
         (["training.importance_cap=nan"], "training.importance_cap=nan: must be above 0, or null"),
@@ -277,8 +275,6 @@ def test_a_finished_run_can_be_made_longer(train):
     ],
 )
 def test_a_wrong_configuration_is_one_sentence(train, capsys, arguments, message, monkeypatch):
-    import re
-
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
     with pytest.raises(SystemExit) as stopped:
         train("steps=1", *arguments)

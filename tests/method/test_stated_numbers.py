@@ -495,10 +495,10 @@ UNENDED = [place for place in PLACES if b" " not in place]
 GARBAGE = [(b"x", END), (b"x", b"5", b"</"), (b".", b".", END), (END,)]
 
 
-def with_garbage(weights, share, places):
+def with_garbage(weights, share, places, scale=20):
     """Weights of the paths in form, and of spoilt ones: of what comes to each place, about so much is spoilt there;
-    whole numbers."""
-    spoilt, weights = {}, {path: 100 * weight for path, weight in weights.items()}
+    whole numbers. A larger scale comes nearer to the share, and takes longer."""
+    spoilt, weights = {}, {path: scale * weight for path, weight in weights.items()}
     for place in places:
         through = sum(weight for path, weight in weights.items() if path[: len(place)] == place)
         # At the very start a point spoils nothing.
@@ -607,7 +607,7 @@ def test_the_gradient_is_exact_where_what_went_on_well_is_spoilt_later(share, c)
 def test_the_gradient_where_a_number_is_spoilt_after_a_space(share, error):
     """A limitation: the space is taken to have ended it. The error does not depend on the baseline, and goes with the
     share that is spoilt."""
-    weights = with_garbage(MIXED, share, PLACES)
+    weights = with_garbage(MIXED, share, PLACES, scale=100)
     truth, *low = gradients(weights, BRIER, 1.0, -1.0)
     _, *high = gradients(weights, BRIER, 1.0, 0.7)
     for one, other in zip(low, high, strict=True):

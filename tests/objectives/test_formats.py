@@ -564,7 +564,7 @@ def test_held_out_metrics_of_two_numbers(tiny):
 SMALL = [
     "steps=1", "group_size=4", "prompts_per_step=4", "callbacks.completions.rows=2", "callbacks.progress=null",
     "callbacks.checkpoints.log_policy=false", "lr=1e-4", "callbacks.held_out.prompts=4", "callbacks.held_out.every=0",
-    "training.warmup_steps=2", "training.micro_batch_tokens=400",
+    "training.warmup_steps=2", "training.micro_batch_tokens=400", "callbacks.throughput.seconds=0.01",
 ]  # fmt: skip
 OF_THREE = [
     "~objectives.blocks", "~objectives.rewards",

@@ -337,7 +337,10 @@ def test_objectives_that_fit(changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"number": 2}, r"objectives\.rewards\.last\.number=2: the blocks have 2 sections 'confidence', counted from 0"),
+        (
+            {"number": 2},
+            r"objectives\.rewards\.last\.number=2: the blocks have 2 sections 'confidence', counted from 0",
+        ),
         ({"number": -1}, "number=-1: the blocks have 2"),
         ({"answer": 2}, "answer=2: the blocks have 2 sections 'answer'"),
         ({"answer": -1}, "answer=-1"),
