@@ -16,7 +16,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from bae.batch import Completion, ForwardResult, Problem
-from bae.commands import schema
+from bae.commands import cli, schema
 from bae.commands.build import make_format
 from bae.commands.cli import CONF
 from bae.method.baselines import RewardView
@@ -175,6 +175,16 @@ def test_its_options_are_options_like_others(study):
     blocks, objectives = make_format(cfg)
     check_objectives(objectives, blocks)
     assert [o.name for o in objectives] == ["correctness", "acting"] and objectives[1].givens == ("correctness",)
+
+
+def test_a_name_that_conf_has_already_is_refused(study, monkeypatch):
+    """Hydra would read the one in conf/ without a word."""
+    (study / "my_study" / "conf" / "baseline" / "ocb.yaml").write_text("# Mine.\n_target_: my_study.x\n")
+    monkeypatch.setattr(sys, "argv", ["bae-train", "--config-dir", "my_study/conf", "baseline=ocb", "steps=1"])
+    with pytest.raises(cli.UserError, match=r"baseline/ocb\.yaml: conf/baseline/ocb\.yaml of the package hides it"):
+        cli.check_names()
+    monkeypatch.setattr(sys, "argv", ["bae-train", "steps=1"])
+    cli.check_names()
 
 
 def test_the_three_blocks_are_rewarded_each_given_those_before(study):

@@ -86,8 +86,7 @@ class BlockwiseAdvantages(L.Callback):
         self.outcome = outcome
         self.normalisation = normalisation
         self.seed = seed
-        if group_size == 1:
-            self._check_alone()
+        self._check_baselines(group_size)
         if isinstance(baseline, RefiningBaseline):
             self._check_refining(baseline, optimizer_steps)
 
@@ -166,11 +165,16 @@ class BlockwiseAdvantages(L.Callback):
         rewards[again.rows] = again.rewards(j)
         return gather(trainer, rewards)
 
-    def _check_alone(self) -> None:
-        """Refuse baselines that compare a completion with its group, where the group is itself."""
+    def _check_baselines(self, group_size: int) -> None:
+        """Ask both baselines about an invented batch, and refuse those that cannot work."""
+        if isinstance(self.first_block_baseline, RefiningBaseline):
+            raise ValueError(
+                "first_block_baseline: a baseline that is finished in the training pass is for later blocks; choose "
+                "another"
+            )
         for key, baseline in (("first_block_baseline", self.first_block_baseline), ("baseline", self.baseline)):
             used = any(bool(o.givens) == (key == "baseline") for o in self.scorer.objectives)
-            if used and not has_signal_alone(baseline, self.fallback_baseline):
+            if not has_signal_alone(baseline, self.fallback_baseline) and used and group_size == 1:
                 raise ValueError(
                     f"group_size=1: {key} compares a completion with its group, so every advantage would be 0; use "
                     "group_size=2 or more"

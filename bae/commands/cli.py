@@ -1,5 +1,6 @@
 """Run an entry point under Hydra, and turn what the user got wrong into one sentence."""
 
+import argparse
 import difflib
 import functools
 import os
@@ -40,7 +41,9 @@ def user_errors() -> Iterator[None]:
         where = re.search(r"full_key: (\S+)", str(error))
         if isinstance(cause, (ValueError, FileNotFoundError)):
             raise UserError(str(cause)) from error
-        raise UserError(f"{where[1] if where else 'configuration'}: {cause or error}".replace("\n", " ")) from error
+        advice = "; if it is called later, add _partial_: true" if "required positional argument" in str(cause) else ""
+        message = f"{where[1] if where else 'configuration'}: {cause or error}{advice}"
+        raise UserError(message.replace("\n", " ")) from error
     except (ValueError, FileNotFoundError, TypeError) as error:
         raise UserError(str(error)) from error
 
@@ -59,6 +62,7 @@ def run(task: Callable[[DictConfig], None], config_name: str) -> None:
     def quiet(cfg: DictConfig) -> None:
         # While the task runs, the environment is the user's again: processes that it starts inherit it.
         with _one_sentence(chosen == "1"), _environment(FULL_ERROR, chosen):
+            check_names()
             task(cfg)
 
     # Hydra then raises, and the sentence can be ours.
@@ -112,7 +116,7 @@ def explain(error: Exception) -> str:
     unknown = re.search(r"Key '([\w.\-]+)' is not in struct\s+full_key: ([\w.\-]+)", text)
     unknown = unknown or re.search(r"Key '([\w.\-]+)' not in '\w+'\s+full_key: ([\w.\-]+)", text)
     if unknown:
-        near = difflib.get_close_matches(unknown[1], _known_keys(), n=1)
+        near = difflib.get_close_matches(unknown[1], _known_keys() - {unknown[1]}, n=1)
         hint = f"did you mean {near[0]}?" if near else "see --help for what there is, or --cfg job for every key"
         return f"there is no key {unknown[2]}; {hint}"
     single = re.search(r"Cannot assign \w+ to .*\s+full_key: ([\w.]+)", text)
@@ -136,6 +140,25 @@ def explain(error: Exception) -> str:
     return " ".join(text.split())
 
 
-def _known_keys() -> list[str]:
-    """Return every key that stands in some yaml of conf/."""
-    return sorted({key for path in CONF.rglob("*.yaml") for key in re.findall(r"^\s*(\w+):", path.read_text(), re.M)})
+def user_folders() -> list[Path]:
+    """Return the folders of configuration that the user added on the command line."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config-dir", "-cd", action="append", default=[])
+    given, _ = parser.parse_known_args(sys.argv[1:])
+    return [Path(folder) for folder in given.config_dir]
+
+
+def check_names() -> None:
+    """Refuse yamls of the user whose names conf/ has already, because Hydra would read the others. Raises UserError."""
+    for folder in user_folders():
+        for path in sorted(folder.rglob("*.yaml")):
+            if (CONF / path.relative_to(folder)).is_file():
+                raise UserError(
+                    f"{path}: conf/{path.relative_to(folder)} of the package hides it; give it another name"
+                )
+
+
+def _known_keys() -> set[str]:
+    """Return every key that stands in some yaml of conf/ or of the user."""
+    paths = [path for folder in (CONF, *user_folders()) for path in folder.rglob("*.yaml")]
+    return {key for path in paths for key in re.findall(r"^\s*(\w+):", path.read_text(), re.M)}

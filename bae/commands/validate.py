@@ -37,7 +37,9 @@ def find_target(path: str, target: str) -> Any:
         return pkgutil.resolve_name(target)
     except Exception as error:  # whatever importing the user's module raises
         reason = " ".join(str(error.__cause__ or error).split())
-        raise UserError(f"{path}._target_={target}: cannot be imported ({reason}); check the spelling") from error
+        outside = isinstance(error, ModuleNotFoundError) and not target.startswith("bae.")
+        advice = "check the spelling" + (", or add the folder that has it to PYTHONPATH" if outside else "")
+        raise UserError(f"{path}._target_={target}: cannot be imported ({reason}); {advice}") from error
 
 
 def check_options(path: str, target: Any, options: Mapping[str, Any]) -> None:

@@ -171,9 +171,13 @@ def without_self(rewards: RewardView) -> Tensor:
 def with_fallback(baseline: Baseline, fallback: Baseline, rewards: RewardView) -> tuple[Tensor, Tensor]:
     """Return (N,) baselines, and (N,) bool: where the first baseline had none.
 
-    Where the fallback has none either, the reward is its own baseline, and the advantage is 0.
+    Where the fallback has none either, the reward is its own baseline, and the advantage is 0. Raises ValueError for a
+    baseline that does not give one number for each completion.
     """
     value = baseline(rewards)
+    if not isinstance(value, Tensor) or value.shape != rewards.reward.shape:
+        shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"baseline: it gave {shape} for {len(rewards.reward)} completions; it must give (N,) numbers")
     lacking = value.isnan() & rewards.present
     if lacking.any():
         value = torch.where(lacking, fallback(rewards), value)
@@ -189,7 +193,8 @@ def outcome_strata(rewards: RewardView) -> Tensor:
 def has_signal_alone(baseline: Baseline, fallback: Baseline) -> bool:
     """Tell whether a baseline leaves any advantage if each prompt has one completion.
 
-    It is asked about a small invented batch of such prompts, so a user's own baseline is judged as any other.
+    It is asked about a small invented batch of such prompts, so a user's own baseline is judged as any other. Raises
+    what the baseline raises, and ValueError as `with_fallback` does.
     """
     reward = torch.tensor([-0.81, -0.36, -0.09, -0.01])
     outcome = torch.tensor([0.0, 0.0, 1.0, 1.0])

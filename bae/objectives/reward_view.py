@@ -38,12 +38,19 @@ class ScoreTable(NamedTuple):
 
 
 def score_table(scored: Scored, objectives: Sequence[Objective], outcome: Outcome, group: Tensor) -> ScoreTable:
-    """Make the table of some completions; group: (N,) long, the prompt of each. Groups must be whole."""
+    """Make the table of some completions; group: (N,) long, the prompt of each. Groups must be whole.
+
+    Raises ValueError for an outcome that does not give one number for each completion.
+    """
     names = [objective.name for objective in objectives]
     outcomes = torch.zeros_like(scored.rewards, dtype=torch.double)
     for j, objective in enumerate(objectives):
         for given in objective.givens:
             fresh = outcome(scored.completions, scored.rewards[:, names.index(given)], group)
+            if fresh.shape != group.shape:
+                raise ValueError(
+                    f"outcome: it gave {tuple(fresh.shape)} for {len(group)} completions; it must give (N,)"
+                )
             outcomes[:, j] = OUTCOMES * outcomes[:, j] + fresh
     confidence = torch.stack([stated_confidences(scored.completions, o.number) for o in objectives], 1)
     correct = torch.stack([correct_flags(scored.completions, o.answer) for o in objectives], 1)

@@ -78,8 +78,8 @@ class Source:
         """
         if Path(self.source).suffix in FILES and not Path(self.source).is_file():
             raise FileNotFoundError(
-                f"task.splits.{split}={self.source}: no such file; name a .jsonl file, set BAE_DATA to the folder that "
-                "has it, or name a hub dataset as in openai/gsm8k:main:train"
+                f"task.splits.{split}={self.source}: no such file; name a .jsonl or .csv file, set BAE_DATA to the "
+                "folder that has it, or name a hub dataset as in openai/gsm8k:main:train"
             )
         rows = read_table(self.source)
         for column in (self.question, self.answer):

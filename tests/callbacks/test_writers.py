@@ -183,6 +183,11 @@ def test_nobody_came_so_far(tiny):
         (["baseline=rao_blackwell", "baseline.all_action=true", "training.optimizer_steps=2"], "optimizer_steps=1 or"),
         (["baseline=ocb_shrunk", "baseline.decay=1"], r"baseline.decay=1: must be at least 0"),
         (["baseline=monte_carlo", "baseline.rollouts=0"], "baseline.rollouts=0: must be 1 or more"),
+        (["baseline@first_block_baseline=all_action"], "first_block_baseline: a baseline that is finished"),
+        (
+            ["baseline=group_mean", "baseline._partial_=false"],
+            "group_mean.* missing 1 required positional argument.*; if it is called later, add _partial_: true",
+        ),
     ],
 )  # fmt: skip
 def test_what_cannot_work_is_one_sentence(folder, monkeypatch, arguments, message):

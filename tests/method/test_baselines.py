@@ -12,6 +12,7 @@ from bae.method.baselines import (
     RewardView,
     batch_mean,
     group_mean,
+    has_signal_alone,
     leave_one_out,
     mean_of_others,
     none,
@@ -22,6 +23,7 @@ from bae.method.baselines import (
     with_fallback,
     without_self,
 )
+from bae.method.shrinkage import EmpiricalBayes
 from bae.objectives.rao_blackwell import RaoBlackwell
 
 # Two groups of four; outcomes 1 1 0 0 | 1 0 0 0; one completion of the second group does not count.
@@ -182,3 +184,20 @@ def test_rao_blackwell_is_the_expectation_where_it_is_known():
     known = replace(SCORED, expected=torch.tensor([-0.1, torch.nan, -0.2, torch.nan]))
     torch.testing.assert_close(baseline(known), torch.tensor([-0.1, -0.01, -0.2, torch.nan]), equal_nan=True)
     assert baseline.state_dict() == {}
+
+
+@pytest.mark.parametrize("wrong", [lambda view: view.reward.mean(), lambda view: view.reward[:1], lambda view: 0.5])
+def test_a_baseline_of_another_shape_is_refused(wrong):
+    with pytest.raises(ValueError, match=r"for \d+ completions; it must give \(N,\) numbers"):
+        with_fallback(wrong, without_self, REWARDS)
+
+
+def test_which_baselines_have_a_signal_without_a_group():
+    assert not has_signal_alone(group_mean, without_self) and not has_signal_alone(outcome_conditioned, without_self)
+    for baseline in (none, batch_mean, leave_one_out, MonteCarlo(2)):
+        assert has_signal_alone(baseline, without_self)
+
+
+def test_asking_about_a_baseline_teaches_it_nothing():
+    shrunk = EmpiricalBayes()
+    assert has_signal_alone(shrunk, without_self) and shrunk.state_dict() == {"moments": {}}

@@ -158,3 +158,9 @@ def test_outcomes_that_are_large_numbers_stay_apart():
 def test_outcomes_that_are_large_numbers_have_names_of_their_own():
     outcome = torch.tensor([1001000.0, 1001001.0], dtype=torch.double)
     assert len([name for name in sets(outcome, torch.ones(2)) if name.startswith("outcome")]) == 2
+
+
+def test_an_outcome_of_another_length_is_refused():
+    found = score([RIGHT + SURE, WRONG + SURE])
+    with pytest.raises(ValueError, match=r"outcome: it gave \(1,\) for 2 completions"):
+        score_table(found, OBJECTIVES, lambda completions, given, group: given[:1], torch.zeros(2).long())
