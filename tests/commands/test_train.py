@@ -357,6 +357,7 @@ def test_each_job_of_a_sweep_over_two_processes_is_its_own(tmp_path, monkeypatch
 
 
 def assert_same_policy(one, other):
+    """Up to rounding: a step of AdamW with a wrong gradient would move a weight by the learning rate, 1e-3."""
     first, second = (weights(run.data.tags["output_folder"]) for run in (one, other))
     for name in first:
-        torch.testing.assert_close(first[name], second[name], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(first[name], second[name], atol=5e-5, rtol=1e-4)
