@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import pytest
 import torch
 import torch.distributed as dist
 
@@ -33,6 +34,7 @@ def a_rank(rank, world, store, out):
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_ranks_have_the_rows_and_objects_of_both_in_order(tmp_path):
     torch.multiprocessing.spawn(a_rank, (2, tmp_path / "store", tmp_path), nprocs=2)
     for rank in range(2):
