@@ -174,7 +174,8 @@ class BlockwiseAdvantages(L.Callback):
             )
         for key, baseline in (("first_block_baseline", self.first_block_baseline), ("baseline", self.baseline)):
             used = any(bool(o.givens) == (key == "baseline") for o in self.scorer.objectives)
-            if not has_signal_alone(baseline, self.fallback_baseline) and used and group_size == 1:
+            signal = has_signal_alone(baseline, self.fallback_baseline)  # whatever the group: it refuses wrong shapes
+            if group_size == 1 and used and not signal:
                 raise ValueError(
                     f"group_size=1: {key} compares a completion with its group, so every advantage would be 0; use "
                     "group_size=2 or more"

@@ -1,6 +1,5 @@
 """From a composed configuration to the parts that it names. The entry points share this."""
 
-import pkgutil
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -49,10 +48,11 @@ def make_run(cfg: DictConfig, run_id: str | None, run_name: str) -> "tuple[L.Tra
 
     quieten()
     L.seed_everything(cfg.seed, verbose=False)
-    validate.check_parts(plain(cfg))
-    validate.check_options("strategy", L.Trainer, plain(cfg.strategy))
-    validate.check_options("training", UpdateOptions, plain(cfg.training))
-    options = UpdateOptions(**plain(cfg.training))
+    config = plain(cfg)
+    validate.check_parts(config)
+    validate.check_options("strategy", L.Trainer, config["strategy"])
+    validate.check_options("training", UpdateOptions, config["training"])
+    options = UpdateOptions(**config["training"])
     task, policy = make(cfg.task), make(cfg.model)
     pipeline = make_pipeline(cfg, policy, task)
     update = Update(policy.model, pipeline.scorer.blocks, cfg.temperature, options, make(cfg.aggregation))
@@ -128,7 +128,6 @@ def saved_config(folder: Path, overrides: Sequence[str] = ()) -> DictConfig:
     for override in overrides:
         if OmegaConf.is_dict(OmegaConf.select(saved, override.partition("=")[0])):
             raise cli.UserError(f"{override}: a resumed run keeps its parts; only values can change, as in steps=300")
-    OmegaConf.set_struct(saved, True)
     changes = [OmegaConf.from_dotlist(list(overrides)), {"output_folder": str(folder)}]
     merged = OmegaConf.merge(OmegaConf.structured(schema.TrainSchema), saved)
     OmegaConf.set_struct(merged, True)
@@ -146,8 +145,8 @@ def check_version(folder: Path, saved: DictConfig) -> None:
         if not target.startswith("bae."):
             continue  # a user's own, or a library's
         try:
-            pkgutil.resolve_name(target)
-        except Exception as error:
+            validate.find_target(path, target)
+        except cli.UserError as error:
             maker = made_by((folder / RUN_FILE).read_text().strip(), saved.logger.tracking_uri)
             raise cli.UserError(
                 f"{folder}: this run was made by {maker}, and its {path} is {target}, which this version lacks; "
@@ -166,6 +165,7 @@ def trained(cfg: DictConfig) -> "tuple[Path, DictConfig, Pipeline]":
     from bae.training.policy import load_pretrained
 
     quieten()
+    validate.check_parts(plain(cfg))
     folder = run_folder("run", cfg.run, cfg.logger.tracking_uri)
     before = saved_config(folder)
     if not (folder / "policy").is_dir():
@@ -177,8 +177,6 @@ def trained(cfg: DictConfig) -> "tuple[Path, DictConfig, Pipeline]":
         before.model.get("trust_remote_code", False),
     )
     policy.model.to(("cuda" if torch.cuda.is_available() else "cpu") if cfg.device == "auto" else cfg.device)
-    if cfg.task:
-        validate.check_parts({"task": plain(cfg.task)})
     pipeline = make_pipeline(before, policy, make(cfg.task or before.task))
     limit = cfg.max_new_tokens or before.max_new_tokens
     return folder, before, replace(pipeline, temperature=cfg.temperature, max_new_tokens=limit)

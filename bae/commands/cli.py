@@ -18,7 +18,10 @@ from omegaconf.errors import OmegaConfBaseException
 from bae.commands import process_setup, schema
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
-KINDS = {"integer": "a whole number", "float": "a number", "bool": "true or false", "boolean": "true or false"}
+WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
+"""What a value must be, in words, by its type."""
+KINDS = {"integer": int, "float": float, "bool": bool, "boolean": bool}
+"""The types that OmegaConf's messages name."""
 ROOT = Path(__file__).parent.parent
 CONF = next(folder for folder in (ROOT.parent / "conf", ROOT / "conf") if folder.is_dir())
 """The configuration: beside the package in a checkout, inside it when installed."""
@@ -130,7 +133,8 @@ def explain(error: Exception) -> str:
         re.S,
     )
     if wrong:
-        return f"{wrong[3]}={wrong[1]}: must be {KINDS.get(wrong[2].lower(), wrong[2])}"
+        kind = KINDS.get(wrong[2].lower())
+        return f"{wrong[3]}={wrong[1]}: must be {WORDS[kind] if kind else wrong[2]}"
     missing = re.search(
         r"Could not find '([\w./\-]+)'\s+Available options in '([\w./\-]+)':\s+(.*?)\n[^\t]", text + "\n", re.DOTALL
     )

@@ -14,10 +14,9 @@ from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from bae.commands.cli import UserError
+from bae.commands.cli import WORDS, UserError
 
 SPECIAL = {"_target_", "_partial_", "_args_", "_recursive_", "_convert_"}
-WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
 
 
 def check_parts(config: Mapping[str, Any], prefix: str = "") -> None:

@@ -6,34 +6,19 @@ import numpy as np
 import pytest
 import torch
 
-from bae.rollout.interface import SamplingRequest
 from bae.rollout.local import engine as local
 from bae.rollout.local.engine import LocalEngine
 from bae.rollout.local.prepacked import prepacked
 from bae.rollout.local.sampling import Sampler
 from bae.training.forward import completion_pass
 from bae.training.policy import Policy, weights_dtype
-from tests.support import needs_gpu
+from tests.support import needs_gpu, rollouts
+from tests.support.rollouts import PROMPTS
 
-PROMPTS = ["1+2=", "37+48-5=", "9-9+9-9="]
 
-
-def sample(
-    policy, group_size=4, limit=12, max_rows=512, temperature=1.0, prompts=PROMPTS, keys=None, eos=None,
-    on_finished=None, **options,
-):  # fmt: skip
-    ids = [policy.encode("", question) for question in prompts]
-    request = SamplingRequest(
-        ids,
-        keys or [(0, 0, i) for i in range(len(ids))],
-        group_size=group_size,
-        max_new_tokens=limit,
-        temperature=temperature,
-        eos_token_id=policy.tokenizer.eos_token_id if eos is None else eos,
-        pad_token_id=policy.tokenizer.pad_token_id,
-        on_finished=on_finished,
-    )
-    return LocalEngine(max_rows, **options).sample(policy.model, request)
+def sample(policy, max_rows=512, cuda_graphs=True, **asked):
+    """Sample with the local engine."""
+    return rollouts.sample(LocalEngine(max_rows, cuda_graphs=cuda_graphs), policy, **asked)
 
 
 @pytest.fixture(params=["shared", "plain"])

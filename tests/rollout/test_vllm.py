@@ -12,20 +12,19 @@ import pytest
 import torch
 
 from bae.method.losses import log_probs_and_entropy
-from bae.rollout.interface import SamplingRequest
 from bae.rollout.vllm.completions import seeds
 from bae.rollout.vllm.engine import VllmEngine
 from bae.rollout.vllm.weights import checkpoint, fingerprint
 from bae.training.forward import completion_logits
 from bae.training.policy import Policy
 from tests.support import runs
+from tests.support.rollouts import PROMPTS, sample
 
 needs_vllm = pytest.mark.skipif(
     importlib.util.find_spec("vllm") is None, reason="vLLM is not installed: make vllm, or pip install vllm on a GPU"
 )
 COLOCATED = ["rollout=vllm", "rollout.kv_cache_gib=0.1"]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-PROMPTS = ["1+2=", "37+48-5=", "9-9+9-9="]
 
 
 def make_policy(family="llama"):
@@ -55,21 +54,6 @@ def engine():
 @pytest.fixture(scope="module")
 def policy():
     return make_policy()
-
-
-def sample(engine, policy, group_size=4, limit=12, temperature=1.0, prompts=PROMPTS, keys=None, eos=None, **more):
-    ids = [policy.encode("", question) for question in prompts]
-    request = SamplingRequest(
-        ids,
-        keys or [(0, 0, i) for i in range(len(ids))],
-        group_size=group_size,
-        max_new_tokens=limit,
-        temperature=temperature,
-        eos_token_id=policy.tokenizer.eos_token_id if eos is None else eos,
-        pad_token_id=policy.tokenizer.pad_token_id,
-        **more,
-    )
-    return engine.sample(policy.model, request)
 
 
 @torch.no_grad()
