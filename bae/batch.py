@@ -26,11 +26,16 @@ Record = TypeVar("Record", "SampledTokens", "Scored")
 
 @dataclass(frozen=True)
 class Problem:
-    """Hold a question and a reference answer that a verifier can check."""
+    """Hold a question and a reference answer that a verifier can check.
+
+    Attributes:
+        columns: the row of the data set that the problem came from; empty if it came from none.
+    """
 
     id: str
     question: str
     answer: str
+    columns: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -192,6 +197,19 @@ class Advantages:
     block_of_objective: Sequence[int] = ()
 
 
+@dataclass(frozen=True)
+class Demonstrations:
+    """Hold completions that the policy is to imitate.
+
+    Attributes:
+        samples: N completions and their prompts.
+        learnt: (N, T) bool, the tokens that the policy is taught to write. The others it only reads.
+    """
+
+    samples: SampledTokens
+    learnt: Tensor
+
+
 @dataclass
 class RolloutBatch:
     """Carry one step from stage to stage. The comment beside each field says which stages write it."""
@@ -206,6 +224,7 @@ class RolloutBatch:
     metrics: dict[str, float] = field(default_factory=dict)  # every callback that measures, and the update
     seconds: dict[str, float] = field(default_factory=dict)  # every stage: its wall time
     further: Callable[[int], list[Problem]] | None = None  # loader: round, from 1 -> as many other problems
+    demonstrations: Demonstrations | None = None  # WrittenDemonstrations, OwnDemonstrations; in a warm start alone
 
     def require_rollouts(self) -> tuple[SampledTokens, Scored]:
         """Return sampled tokens and scores. Raises RuntimeError if the Rollouts callback has not run."""
@@ -218,6 +237,12 @@ class RolloutBatch:
         if self.advantages is None:
             raise RuntimeError("the batch has no advantages: put bae.callbacks.BlockwiseAdvantages after Rollouts")
         return self.advantages
+
+    def require_demonstrations(self) -> Demonstrations:
+        """Return the demonstrations. Raises RuntimeError if no callback has written any."""
+        if self.demonstrations is None:
+            raise RuntimeError("the batch has no demonstrations: choose a callback that writes them, demonstrations=…")
+        return self.demonstrations
 
     def further_problems(self, number: int) -> list[Problem]:
         """Return as many other problems as the step has; number: the round, from 1."""

@@ -18,6 +18,8 @@ class Namespace(enum.IntEnum):
     FIDELITY = 2**32 - 4  # bae-fidelity
     FIDELITY_IN_TRAINING = 2**32 - 5  # the callback that does the same
     FURTHER_PROBLEMS = 2**32 - 6  # problems outside the order of the steps
+    DEMONSTRATIONS = 2**32 - 7  # what demonstrations of a warm start draw
+    ROUNDING = 2**32 - 8  # optimisers that round weights at random
 
 
 def key(seed: int, namespace: Namespace, *numbers: int) -> Key:

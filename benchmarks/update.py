@@ -147,8 +147,8 @@ def timed_optimiser(update):
 
         return timed
 
-    optimizer = update.optimizer
-    optimizer.step, update._clip_gradients = watch(optimizer.step), watch(update._clip_gradients)
+    optimizer = update.stepper.optimizer
+    optimizer.step, update.stepper.clip_gradients = watch(optimizer.step), watch(update.stepper.clip_gradients)
     return taken
 
 

@@ -17,7 +17,7 @@ def tiny():
     """A random policy of the tiny architecture, smaller still."""
     import torch
 
-    from bae.commands.warmstart import make_model, make_tokenizer
+    from bae.demonstrations.tiny import make_model, make_tokenizer
     from bae.training import attention
     from bae.training.policy import Policy
 

@@ -9,8 +9,8 @@ import pytest
 from tests.support import ROOT
 
 BAE = ROOT / "bae"
-ROOMS = ["text", "method", "batch", "seeds", "objectives", "tasks", "training", "rollout", "evaluation", "fidelity",
-         "callbacks", "report", "commands"]  # fmt: skip
+ROOMS = ["text", "method", "batch", "seeds", "objectives", "tasks", "training", "rollout", "demonstrations",
+         "evaluation", "fidelity", "callbacks", "report", "commands"]  # fmt: skip
 MODULES = sorted(BAE.rglob("*.py"))
 
 
@@ -72,7 +72,7 @@ def test_pure_modules_load_no_framework():
     pure = [path for path in MODULES if room_of(path) in ("text", "method", "batch", "seeds", "objectives")]
     pure += [BAE / "evaluation" / "voting.py", BAE / "training" / "flops.py", BAE / "training" / "options.py",
              BAE / "training" / "sketch.py", BAE / "training" / "chunked_head.py", BAE / "tasks" / "arithmetic.py",
-             BAE / "commands" / "demonstrations.py"]  # fmt: skip
+             *(BAE / "demonstrations" / f"{name}.py" for name in ("pieces", "columns", "arithmetic"))]  # fmt: skip
     modules = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in pure]
     frameworks = ("lightning", "hydra", "transformers", "mlflow", "omegaconf")
     code = f"import sys, importlib\nfor m in {modules}: importlib.import_module(m)\n"

@@ -35,7 +35,8 @@ SHORT = [
     "callbacks.checkpoints.log_policy=false", "callbacks.completions.every=1", "training.micro_batch_tokens=1000",
     "callbacks.throughput.seconds=0.01",
 ]  # fmt: skip
-QUICK = {"bae-train": SHORT, "bae-evaluate": ["samples=2", "prompts=4", "resamples=10"]}
+SHOWN = ["steps=2", "prompts_per_step=4", "callbacks.held_out.prompts=4", "callbacks.held_out.samples=2"]
+QUICK = {"bae-train": SHORT, "bae-warmstart": SHOWN, "bae-evaluate": ["samples=2", "prompts=4", "resamples=10"]}
 
 
 def commands(title):
@@ -67,7 +68,7 @@ def option(study, path):
 
 
 def test_each_is_a_file_and_a_yaml_of_the_users_own():
-    assert len(FILES) == 16 and all(path.startswith("my_study/") for path in FILES)
+    assert len(FILES) == 18 and all(path.startswith("my_study/") for path in FILES)
     assert not re.findall(
         r"^```(?!python|yaml|csv|bash|$)", PAGE, re.MULTILINE
     )  # no other fences, which would not be read
@@ -318,6 +319,14 @@ def test_the_formats_command(shell):
     (run,) = shell("Three blocks")
     finished(run, [f"reward/{name}" for name in ("reasoned", "correctness", "confidence_brier")])
     finished(run, [f"{metric}/{block}" for metric in BLOCK for block in ("reasoning", "answer", "confidence")])
+
+
+@pytest.mark.slow
+def test_the_demonstrations_command(shell):
+    (run,) = shell("Demonstrations")
+    finished(run, ["loss", "demonstrations"])
+    assert run.data.metrics["train/demonstrations"] == 4
+    assert run.data.params["demonstrations"] == "direct"
 
 
 @pytest.mark.slow

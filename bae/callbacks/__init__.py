@@ -8,6 +8,7 @@ from bae.callbacks.block_telemetry import BlockTelemetry
 from bae.callbacks.checkpoints import Checkpoints
 from bae.callbacks.collapse import ConfidenceCollapse
 from bae.callbacks.completions import CompletionTable
+from bae.callbacks.demonstrations import OwnDemonstrations, WarmStartTelemetry, WrittenDemonstrations
 from bae.callbacks.dynamic_sampling import DynamicSampling
 from bae.callbacks.entropy import AdaptiveEntropy
 from bae.callbacks.evaluation import Evaluation
@@ -31,8 +32,11 @@ __all__ = [
     "Fidelity",
     "HeldOut",
     "Interference",
+    "OwnDemonstrations",
     "ProgressBar",
     "Rollouts",
     "Telemetry",
     "Throughput",
+    "WarmStartTelemetry",
+    "WrittenDemonstrations",
 ]

@@ -1,6 +1,6 @@
 """From a composed configuration to the parts that it names. The entry points share this."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from bae.tasks import Task
     from bae.tasks.loader import PromptDataModule
     from bae.text.blocks import Block
-    from bae.training.module import PolicyModule
+    from bae.training.module import PolicyModule, Trains
     from bae.training.policy import Policy
 
 CONFIG_FILE = "config.yaml"  # in the output folder: the configuration, as composed
@@ -37,27 +37,31 @@ def plain(node: DictConfig) -> Any:
     return OmegaConf.to_container(node, resolve=True)
 
 
-def make_run(cfg: DictConfig, run_id: str | None, run_name: str) -> "tuple[L.Trainer, PolicyModule, PromptDataModule]":
-    """Make the parts of a training run. run_id: the run in MLflow to go on with, None for a new one."""
+def make_run(
+    cfg: DictConfig, make_update: "Callable[[DictConfig, Pipeline], Trains]", run_id: str | None, run_name: str
+) -> "tuple[L.Trainer, PolicyModule, PromptDataModule]":
+    """Make the parts of a training run.
+
+    Args:
+        cfg: of bae-train or bae-warmstart.
+        make_update: makes what a training step does, for the policy of a pipeline.
+        run_id: the run in MLflow to go on with, None for a new one.
+        run_name: its name there.
+    """
     import lightning as L
 
     from bae.tasks.loader import PromptDataModule
     from bae.training.module import PolicyModule
-    from bae.training.options import UpdateOptions
-    from bae.training.update import Update
 
     quieten()
     L.seed_everything(cfg.seed, verbose=False)
     config = plain(cfg)
     validate.check_parts(config)
     validate.check_options("strategy", L.Trainer, config["strategy"])
-    validate.check_options("training", UpdateOptions, config["training"])
-    options = UpdateOptions(**config["training"])
     task, policy = make(cfg.task), make(cfg.model)
     pipeline = make_pipeline(cfg, policy, task)
-    update = Update(policy.model, pipeline.scorer.blocks, cfg.temperature, options, make(cfg.aggregation))
-    module = PolicyModule(policy, update, make(cfg.optimizer), cfg.steps)
-    data = PromptDataModule(task, cfg.steps, cfg.prompts_per_step, cfg.group_size, cfg.seed)
+    module = PolicyModule(policy, make_update(cfg, pipeline), make(cfg.optimizer), cfg.steps)
+    data = PromptDataModule(task, cfg.steps, cfg.prompts_per_step, cfg.get("group_size", 1), cfg.seed)
     callbacks = [make(part) for part in cfg.callbacks.values() if part]
     callbacks = [part(pipeline) if isinstance(part, partial) else part for part in callbacks]
     trainer = L.Trainer(
@@ -129,7 +133,7 @@ def saved_config(folder: Path, overrides: Sequence[str] = ()) -> DictConfig:
         if OmegaConf.is_dict(OmegaConf.select(saved, override.partition("=")[0])):
             raise cli.UserError(f"{override}: a resumed run keeps its parts; only values can change, as in steps=300")
     changes = [OmegaConf.from_dotlist(list(overrides)), {"output_folder": str(folder)}]
-    merged = OmegaConf.merge(OmegaConf.structured(schema.TrainSchema), saved)
+    merged = OmegaConf.merge(OmegaConf.structured(schema.of_run(saved)), saved)
     OmegaConf.set_struct(merged, True)
     merged = OmegaConf.merge(merged, *changes)
     assert isinstance(merged, DictConfig)

@@ -3,37 +3,30 @@
 Keys of parts that are named by `_target_` have the types of what they name: bae.commands.validate checks these.
 """
 
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
-from bae.training.options import UpdateOptions
+from bae.training.options import StepOptions, UpdateOptions
 
 
 @dataclass
-class TrainSchema:
-    """Give the keys of conf/train.yaml their types. That file says what each key means."""
+class RunSchema:
+    """Give the keys that conf/train.yaml and conf/warmstart.yaml share their types. The files say what each means."""
 
     steps: int = MISSING
     seed: int = MISSING
     lr: float = MISSING
-    group_size: int = MISSING
     prompts_per_step: int = MISSING
     max_new_tokens: int = MISSING
     temperature: float = MISSING
-    training: UpdateOptions = MISSING
     optimizer: dict[str, Any] = field(default_factory=dict)
-    first_block_baseline: dict[str, Any] = field(default_factory=dict)
-    fallback_baseline: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
     task: dict[str, Any] = field(default_factory=dict)
     objectives: dict[str, Any] = field(default_factory=dict)
-    baseline: dict[str, Any] = field(default_factory=dict)
-    outcome: dict[str, Any] = field(default_factory=dict)
-    normalisation: dict[str, Any] = field(default_factory=dict)
-    aggregation: dict[str, Any] = field(default_factory=dict)
     rollout: dict[str, Any] = field(default_factory=dict)
     strategy: dict[str, Any] = field(default_factory=dict)
     callbacks: dict[str, Any] = field(default_factory=dict)
@@ -43,6 +36,28 @@ class TrainSchema:
     output_folder: str = MISSING
     skip_finished: bool = False
     resume: str | None = None
+
+
+@dataclass
+class TrainSchema(RunSchema):
+    """Give the keys of conf/train.yaml their types. That file says what each key means."""
+
+    group_size: int = MISSING
+    training: UpdateOptions = MISSING
+    first_block_baseline: dict[str, Any] = field(default_factory=dict)
+    fallback_baseline: dict[str, Any] = field(default_factory=dict)
+    baseline: dict[str, Any] = field(default_factory=dict)
+    outcome: dict[str, Any] = field(default_factory=dict)
+    normalisation: dict[str, Any] = field(default_factory=dict)
+    aggregation: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class WarmstartSchema(RunSchema):
+    """Give the keys of conf/warmstart.yaml their types. That file says what each key means."""
+
+    training: StepOptions = MISSING
+    demonstrations: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -111,20 +126,6 @@ class ReportSchema:
     folder: str = MISSING
 
 
-@dataclass
-class WarmstartSchema:
-    """Give the keys of conf/warmstart.yaml their types. That file says what each key means."""
-
-    steps: int = MISSING
-    batch_size: int = MISSING
-    micro_batch_size: int = MISSING
-    lr: float = MISSING
-    seed: int = MISSING
-    output: str = MISSING
-    task: dict[str, Any] = field(default_factory=dict)
-    demonstrations: dict[str, Any] = field(default_factory=dict)
-
-
 SCHEMAS = {
     "train": TrainSchema,
     "evaluate": EvaluateSchema,
@@ -132,8 +133,12 @@ SCHEMAS = {
     "report": ReportSchema,
     "warmstart": WarmstartSchema,
 }
-TOP_LEVEL = frozenset(f.name for f in fields(TrainSchema))
 OBJECTIVES = frozenset(("system_prompt", "examples", "malformed", "blocks", "rewards"))
+
+
+def of_run(saved: Mapping[str, Any]) -> type[RunSchema]:
+    """Return the schema of a run's configuration: that of a warm start has demonstrations."""
+    return WarmstartSchema if "demonstrations" in saved else TrainSchema
 
 
 def _share(total: Any, parts: Any) -> int:

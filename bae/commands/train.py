@@ -9,8 +9,9 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +20,16 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from bae.commands import cli, schema
-from bae.commands.build import CONFIG_FILE, RUN_FILE, make_run, plain, run_folder, saved_config
+from bae.commands.build import CONFIG_FILE, RUN_FILE, make, make_run, plain, run_folder, saved_config
 from bae.commands.sweep import job_name
 
 if TYPE_CHECKING:
     import lightning as L
 
+    from bae.rollout.pipeline import Pipeline
     from bae.training.causal_lm import CausalLM
+    from bae.training.module import Trains
+    from bae.training.update import Update
 
 PLACES = ("outputs", "output_folder", "logger", "name", "resume", "skip_finished")  # keys that change no result
 
@@ -36,7 +40,32 @@ def main() -> None:
 
 
 def train(cfg: DictConfig) -> None:
-    """Train one run, from its start or from its newest checkpoint, and print the table of what it changed."""
+    """Train one run by blockwise advantages."""
+    fit(cfg, check, blockwise_update)
+
+
+def blockwise_update(cfg: DictConfig, pipeline: "Pipeline") -> "Update":
+    """Make the update that the configuration describes."""
+    from bae.training.options import UpdateOptions
+    from bae.training.update import Update
+
+    options = UpdateOptions(**plain(cfg.training))
+    return Update(pipeline.policy.model, pipeline.scorer.blocks, cfg.temperature, options, make(cfg.aggregation))
+
+
+def fit(
+    cfg: DictConfig, check: Callable[[DictConfig], None], make_update: "Callable[[DictConfig, Pipeline], Trains]"
+) -> Path | None:
+    """Train one run, from its start or from its newest checkpoint, and print the table of what it changed.
+
+    Args:
+        cfg: of the command.
+        check: refuses values that cannot work; raises UserError.
+        make_update: makes what a training step does, for the policy of a pipeline.
+
+    Returns:
+        The output folder of the run; None if the run was done before, or in a process that is not the first.
+    """
     run_id, checkpoint = None, None
     with cli.user_errors():
         if cfg.resume:
@@ -46,14 +75,16 @@ def train(cfg: DictConfig) -> None:
         check(cfg)
         if cfg.skip_finished and not cfg.resume and (finished := find_finished(cfg)):
             print(f"done before: run {finished} in {cfg.logger.tracking_uri}; skip_finished=false does it again")
-            return
-        trainer, module, data = make_run(cfg, run_id, job_name(cfg.logger.run_name))
+            return None
+        trainer, module, data = make_run(cfg, make_update, run_id, job_name(cfg.logger.run_name))
     if trainer.is_global_zero:
         record(cfg, trainer.logger, module.model, is_new=run_id is None)
     with ranks_of_one_job(cfg):
         trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
-    if trainer.is_global_zero:
-        report(cfg, trainer)
+    if not trainer.is_global_zero:
+        return None
+    report(cfg, trainer)
+    return Path(cfg.output_folder)
 
 
 def check(cfg: DictConfig) -> None:
@@ -61,25 +92,32 @@ def check(cfg: DictConfig) -> None:
 
     What a part needs of its own options, and of other parts, it checks itself when it is built.
     """
-    unread = sorted({str(key) for key in cfg} - schema.TOP_LEVEL)
-    unread += sorted(f"objectives.{key}" for key in cfg.objectives if key not in schema.OBJECTIVES)
-    if unread:
-        raise cli.UserError(f"{unread[0]}: nothing reads this key; remove it")
-    for key in ("lr", "temperature"):
-        if not math.isfinite(cfg[key]):
-            raise cli.UserError(f"{key}={cfg[key]}: must be finite")
-    for key in ("steps", "group_size", "prompts_per_step", "max_new_tokens", "temperature"):
-        if cfg[key] <= 0:
-            raise cli.UserError(f"{key}={cfg[key]}: must be above 0")
-    for key in ("lr", "seed"):
-        if cfg[key] < 0:
-            raise cli.UserError(f"{key}={cfg[key]}: must not be negative")
+    check_run(cfg, schema.TrainSchema)
+    if cfg.group_size <= 0:
+        raise cli.UserError(f"group_size={cfg.group_size}: must be above 0")
     completions = cfg.prompts_per_step * cfg.group_size
     if cfg.training.optimizer_steps > 0 and completions % cfg.training.optimizer_steps:
         raise cli.UserError(
             f"training.optimizer_steps={cfg.training.optimizer_steps} does not divide the {completions} completions "
             "of a step (prompts_per_step * group_size); choose a divisor"
         )
+
+
+def check_run(cfg: DictConfig, keys: type[schema.RunSchema]) -> None:
+    """Refuse sizes that no command can train with, and keys that nothing reads. Raises UserError."""
+    unread = sorted({str(key) for key in cfg} - {f.name for f in fields(keys)})
+    unread += sorted(f"objectives.{key}" for key in cfg.objectives if key not in schema.OBJECTIVES)
+    if unread:
+        raise cli.UserError(f"{unread[0]}: nothing reads this key; remove it")
+    for key in ("lr", "temperature"):
+        if not math.isfinite(cfg[key]):
+            raise cli.UserError(f"{key}={cfg[key]}: must be finite")
+    for key in ("steps", "prompts_per_step", "max_new_tokens", "temperature"):
+        if cfg[key] <= 0:
+            raise cli.UserError(f"{key}={cfg[key]}: must be above 0")
+    for key in ("lr", "seed"):
+        if cfg[key] < 0:
+            raise cli.UserError(f"{key}={cfg[key]}: must not be negative")
 
 
 def record(cfg: DictConfig, logger: Any, model: "CausalLM", is_new: bool) -> None:

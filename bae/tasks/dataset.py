@@ -87,7 +87,7 @@ class Source:
                 has = ", ".join(rows[0]) if rows else "no rows"
                 raise ValueError(f"task.splits.{split}={self.source}: no column {column!r}; it has {has}")
         return [
-            Problem(f"{split}/{index}", str(row[self.question]), self._reference(str(row[self.answer])))
+            Problem(f"{split}/{index}", str(row[self.question]), self._reference(str(row[self.answer])), row)
             for index, row in enumerate(rows)
         ]
 

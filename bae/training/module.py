@@ -1,7 +1,7 @@
-"""The Lightning module around the policy. Each training step is one `Update.step`."""
+"""The Lightning module around the policy. Each training step is one step of an update."""
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Protocol
 
 import lightning as L
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
@@ -9,13 +9,27 @@ from torch import Tensor
 
 from bae.batch import RolloutBatch
 from bae.training.policy import Policy
-from bae.training.update import MakeOptimizer, Update
+from bae.training.stepper import MakeOptimizer, Stepper
 
 SHARDED = (FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy)
 
 
+class Trains(Protocol):
+    """Train on a batch: `Update` by blockwise advantages, `SupervisedUpdate` on demonstrations."""
+
+    stepper: Stepper
+
+    def configure(self, make_optimizer: MakeOptimizer, steps: int) -> None:
+        """Make the optimiser and its schedule; steps: batches of the whole run."""
+        ...
+
+    def step(self, batch: RolloutBatch) -> None:
+        """Train on a batch, and write into its metrics what was measured."""
+        ...
+
+
 class PolicyModule(L.LightningModule):
-    """Train `policy` on batches that callbacks have rolled out and given advantages.
+    """Train `policy` on batches to which callbacks have written what the update reads.
 
     Optimisation is manual, because a rollout batch may take several optimiser steps.
 
@@ -26,28 +40,30 @@ class PolicyModule(L.LightningModule):
         steps: rollout batches of the whole run.
     """
 
-    def __init__(self, policy: Policy, update: Update, optimizer: MakeOptimizer, steps: int) -> None:
+    def __init__(self, policy: Policy, update: Trains, optimizer: MakeOptimizer, steps: int) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.policy = policy
         self.model = policy.model
         self.update = update
-        self.update.loop = LightningLoop(self)
+        self.update.stepper.loop = LightningLoop(self)
         self.make_optimizer = optimizer
         self.steps = steps
 
     def configure_optimizers(self) -> Any:
         self.update.configure(self.make_optimizer, self.steps)
-        return {"optimizer": self.update.optimizer, "lr_scheduler": self.update.scheduler}
+        stepper = self.update.stepper
+        return {"optimizer": stepper.optimizer, "lr_scheduler": stepper.scheduler}
 
     def training_step(self, batch: RolloutBatch, batch_idx: int) -> None:
         # Lightning's wrappers count the optimiser steps and apply the precision plugin.
-        self.update.optimizer, self.update.scheduler = self.optimizers(), self.lr_schedulers()
+        stepper = self.update.stepper
+        stepper.optimizer, stepper.scheduler = self.optimizers(), self.lr_schedulers()
         self.update.step(batch)
 
 
 class LightningLoop:
-    """Provide what the update needs of Lightning's trainer and strategy (see bae.training.update.Loop)."""
+    """Provide what the update needs of Lightning's trainer and strategy (see bae.training.stepper.Loop)."""
 
     def __init__(self, module: PolicyModule) -> None:
         self._module = module

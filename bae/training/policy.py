@@ -109,7 +109,7 @@ def load_pretrained(
             f"model.path={path}: no such folder, and the hub does not give it ({_first_line(error)}); "
             "check the spelling, log in if it is gated, or name a local folder"
         ) from error
-    return _finish(model, tokenizer, prompt_template, gradient_checkpointing, shared_prefix, compile)
+    return finish(model, tokenizer, prompt_template, gradient_checkpointing, shared_prefix, compile)
 
 
 def load_gguf(
@@ -144,18 +144,21 @@ def load_gguf(
     model = AutoModelForCausalLM.from_config(config, dtype=kind)
     model.load_state_dict(loaded.state_dict())
     model.tie_weights()
-    return _finish(model, tokenizer, prompt_template, gradient_checkpointing, shared_prefix, compile)
+    return finish(model, tokenizer, prompt_template, gradient_checkpointing, shared_prefix, compile)
 
 
-def _finish(
+def finish(
     model: Any,
     tokenizer: Any,
     prompt_template: str | None,
-    gradient_checkpointing: bool,
-    shared_prefix: bool,
-    compile: bool,
+    gradient_checkpointing: bool = False,
+    shared_prefix: bool = True,
+    compile: bool = False,
 ) -> Policy:
-    """Check tokenizer and model, and prepare them for sampling and training."""
+    """Check tokenizer and model, and prepare them for sampling and training.
+
+    The arguments are as in `load_pretrained`. Raises ValueError for a model or tokenizer that cannot be used so.
+    """
     if tokenizer.eos_token_id is None:
         raise ValueError("model: its tokenizer has no end-of-sequence token; choose another model")
     if prompt_template is None and not tokenizer.chat_template:

@@ -2,13 +2,12 @@
 
 `Update.step` is the second half of the algorithm; the first half, which writes the advantages, is in
 bae/callbacks/writers.py. Groups stay whole for the baseline, and micro-batches are small for memory, so the two cuts of
-a batch differ. What the loop around the update must provide is a `Loop`: bae.training.module has Lightning's.
+a batch differ. bae/training/stepper.py has what this update shares with others.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,56 +20,9 @@ from bae.training.attention import is_shared
 from bae.training.causal_lm import CausalLM
 from bae.training.forward import completion_pass, flat_gradient
 from bae.training.options import UpdateOptions
-from bae.training.packing import micro_batches, passes
+from bae.training.packing import passes
 from bae.training.sketch import count_sketch
-
-MakeOptimizer = Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
-
-
-class Loop(Protocol):
-    """Provide what differs between one process, DDP and sharded strategies."""
-
-    @property
-    def is_sharded(self) -> bool:
-        """Tell whether the weights are cut up, so that every pass is one of all ranks."""
-        ...
-
-    def backward(self, loss: Tensor) -> None:
-        """Take the backward pass."""
-        ...
-
-    def gradients_travel(self, now: bool) -> AbstractContextManager[Any]:
-        """Return a context in which a backward pass exchanges gradients between ranks, or does not."""
-        ...
-
-    def over_ranks(self, value: Tensor, operation: str = "mean") -> Tensor:
-        """Reduce a value over all ranks; of the same shape, in double precision, on the CPU."""
-        ...
-
-
-class OneProcess:
-    """Provide the loop of one process without a framework."""
-
-    is_sharded = False
-
-    def backward(self, loss: Tensor) -> None:
-        loss.backward()
-
-    def gradients_travel(self, now: bool) -> AbstractContextManager[Any]:
-        return nullcontext()
-
-    def over_ranks(self, value: Tensor, operation: str = "mean") -> Tensor:
-        return value.double().cpu()
-
-
-def lr_share(step: int, total: int, warmup: int, final: float) -> float:
-    """Return the share of the learning rate at optimiser step `step` (from 0) of `total`.
-
-    It rises to 1 over `warmup` steps, then falls linearly to `final` at the last step.
-    """
-    if step < warmup:
-        return (step + 1) / warmup
-    return 1 - (1 - final) * min(1.0, (step + 1 - warmup) / max(1, total - warmup))
+from bae.training.stepper import Loop, MakeOptimizer, Stepper
 
 
 @dataclass(frozen=True)
@@ -110,7 +62,7 @@ class Update:
         loop: what the loop around the update provides.
 
     Attributes:
-        optimizer, scheduler: set by `configure`, or by whoever wraps them.
+        stepper: has the optimiser.
     """
 
     def __init__(
@@ -128,19 +80,11 @@ class Update:
         self.options = options
         self.clips = options.clip, options.clip if options.clip_high is None else options.clip_high
         self.aggregation = aggregation
-        self.loop: Loop = loop or OneProcess()
-        self.optimizer: Any = None
-        self.scheduler: Any = None
+        self.stepper = Stepper(model, options, loop)
 
     def configure(self, make_optimizer: MakeOptimizer, steps: int) -> None:
         """Make the optimiser and its learning-rate schedule; steps: rollout batches of the whole run."""
-        total = steps * self.options.optimizer_steps
-
-        def schedule(step: int) -> float:
-            return lr_share(step, total, self.options.warmup_steps, self.options.final_lr)
-
-        self.optimizer = make_optimizer(self.model.parameters())
-        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, schedule)
+        self.stepper.configure(make_optimizer, steps * self.options.optimizer_steps)
 
     def step(self, batch: RolloutBatch) -> None:
         """Train on a batch.
@@ -153,7 +97,9 @@ class Update:
         with batch.timed("update"):
             count = self.options.optimizer_steps
             # Each mini-batch has parts of every group, however many ranks share them.
-            minis = [self._micro_batches(samples, torch.arange(i, len(samples.ended), count)) for i in range(count)]
+            minis = [
+                self.stepper.micro_batches(samples, torch.arange(i, len(samples.ended), count)) for i in range(count)
+            ]
             # Later mini-batches are off-policy, so they need the log-probabilities from before the first step.
             inputs = self._inputs(batch, self._old_log_probs(samples, minis) if count > 1 else None)
             for mini in minis:
@@ -178,7 +124,7 @@ class Update:
         """
         inputs = self._inputs(batch, old_log_p=None)
         found: list[Any] = [0.0] * len(self.block_weights)
-        for part in self._micro_batches(inputs.samples, rows):
+        for part in self.stepper.micro_batches(inputs.samples, rows):
             forward = completion_pass(self.model, inputs.samples, part, self.temperature)
             block_of, weight = (self._columns(x, part, forward.log_p) for x in (inputs.block_of, inputs.weights))
             for k in range(len(found)):
@@ -191,7 +137,7 @@ class Update:
         samples, scored = batch.require_rollouts()
         advantages = batch.require_advantages()
         counts = torch.stack([(scored.block_of == k).sum() for k in range(len(self.block_weights))])
-        tokens = self.loop.over_ranks(counts).to(self.block_weights)
+        tokens = self.stepper.loop.over_ranks(counts).to(self.block_weights)
         return UpdateInputs(
             samples=samples,
             block_of=scored.block_of,
@@ -203,19 +149,12 @@ class Update:
             entropy_coef=batch.entropy_coef,
         )
 
-    def _micro_batches(self, samples: SampledTokens, rows: Tensor) -> list[Tensor]:
-        """Return equally many micro-batches on every rank: passes over sharded weights are collective."""
-        budget = self.options.micro_batch_tokens
-        parts = micro_batches(samples, rows, budget)
-        most = self.loop.over_ranks(torch.tensor(len(parts)), "max")
-        return parts if len(parts) == most else micro_batches(samples, rows, budget, int(most))
-
     def _optimizer_step(self, inputs: UpdateInputs, parts: Sequence[Tensor]) -> dict[str, float]:
         """Take one optimiser step on the completions of the micro-batches `parts`, and measure it."""
         mini = torch.cat(list(parts))
         share = len(inputs.weights) / len(mini)  # the token weights are those of the whole batch
         # DDP takes the mean over ranks, so each divides by the tokens that a rank has on average.
-        tokens = float(self.loop.over_ranks(inputs.samples.completion_mask[mini].sum()))
+        tokens = float(self.stepper.loop.over_ranks(inputs.samples.completion_mask[mini].sum()))
         sums, furthest = torch.zeros(4), torch.zeros(())
         for part, *prompts in passes(self.model, inputs.samples, parts, self._prefetches()):
             forward = completion_pass(self.model, inputs.samples, part, self.temperature, *prompts)
@@ -224,29 +163,20 @@ class Update:
             )
             loss, advantage, old_log_p = self._surrogate_loss(inputs, part, forward, weight, record=True)
             loss = share * loss - inputs.entropy_coef * (forward.entropy * mask).sum() / tokens
-            with self.loop.gradients_travel(part is parts[-1]):
-                self.loop.backward(loss)
+            with self.stepper.loop.gradients_travel(part is parts[-1]):
+                self.stepper.loop.backward(loss)
             clipped = is_clipped(forward.log_p.detach(), old_log_p, advantage, *self.clips) & mask
             sampled_log_p = self._sampled_log_p(inputs, part, old_log_p)
             kl, capped, most = mismatch(old_log_p, sampled_log_p, mask, self.options.importance_cap)
             sums += torch.stack([(forward.entropy.detach() * mask).sum(), clipped.sum(), kl, capped]).cpu()
             furthest = torch.maximum(furthest, most.cpu())
-        metrics = self._step_optimizer()
-        means = (self.loop.over_ranks(sums) / tokens).tolist()
+        metrics = self.stepper.step()
+        means = (self.stepper.loop.over_ranks(sums) / tokens).tolist()
         metrics |= {"entropy": means[0], "clip_fraction": means[1]}
         if inputs.samples.log_probs is not None:
-            furthest = self.loop.over_ranks(furthest, "max")
+            furthest = self.stepper.loop.over_ranks(furthest, "max")
             metrics |= {"mismatch_kl": means[2], "mismatch_capped": means[3], "mismatch_max": float(furthest)}
         return metrics
-
-    def _step_optimizer(self) -> dict[str, float]:
-        """Clip the gradients, step the optimiser and the schedule."""
-        norm = self._clip_gradients()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        lr = float(self.scheduler.get_last_lr()[0])
-        self.scheduler.step()
-        return {"grad_norm": norm, "lr": lr}
 
     def _surrogate_loss(
         self, inputs: UpdateInputs, part: Tensor, forward: ForwardResult, weight: Tensor, record: bool = False
@@ -298,11 +228,7 @@ class Update:
 
         Under a sharded strategy every pass is one of all ranks, and these have other prompts.
         """
-        return is_shared(self.model) and not self.loop.is_sharded
-
-    def _clip_gradients(self) -> float:
-        """Clip the gradients by their global norm, and return the norm before."""
-        return float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.options.max_grad_norm))
+        return is_shared(self.model) and not self.stepper.loop.is_sharded
 
 
 def _as_applied(inputs: UpdateInputs) -> Advantages:

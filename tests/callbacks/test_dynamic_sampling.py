@@ -15,7 +15,7 @@ from bae.batch import Problem, RolloutBatch, SampledTokens, concatenate, rows_of
 from bae.callbacks import BlockwiseAdvantages, DynamicSampling, Rollouts
 from bae.callbacks.dynamic_sampling import chosen_groups
 from bae.commands import train
-from bae.commands.warmstart import make_tokenizer
+from bae.demonstrations.tiny import make_tokenizer
 from bae.method import normalisation
 from bae.method.baselines import group_mean, outcome_conditioned, without_self
 from bae.objectives.outcomes import answer_length, given_reward

@@ -12,18 +12,18 @@ from bae.commands import schema
 from bae.commands.cli import CONF
 
 GROUPS = ["model", "task", "objectives", "baseline", "outcome", "normalisation", "aggregation", "rollout", "strategy",
-          "callbacks", "logger"]  # fmt: skip
+          "callbacks", "logger", "optimizer", "demonstrations"]  # fmt: skip
 OPTIONS = [
     (path.parent.relative_to(CONF).as_posix(), path.stem)
     for path in sorted(CONF.rglob("*.yaml"))
-    if path.parent != CONF and not path.stem.startswith("_") and path.parent.name not in ("report", "demonstrations")
+    if path.parent != CONF and not path.stem.startswith("_") and path.parent.name != "report"
 ]
 
 
-def composed(*overrides):
+def composed(*overrides, command="train"):
     schema.register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("train", list(overrides), return_hydra_config=True)
+        cfg = compose(command, list(overrides), return_hydra_config=True)
     OmegaConf.set_struct(cfg, False)
     cfg.pop("hydra")
     cfg.output_folder = "outputs/x"
@@ -46,7 +46,12 @@ def targets(node):
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_composes_and_fits_what_it_names(group, option):
     root, _, rest = group.partition("/")
-    cfg = composed(f"{root}={rest + '/' if rest else ''}{option}")
+    chosen = f"{root}={rest + '/' if rest else ''}{option}"
+    if "demonstrations" in group or "warmstart" in (option, rest):
+        missing = [] if root == "experiment" else ["model=tiny", "task=arithmetic"]
+        cfg = composed(chosen, *missing, *["demonstrations.examples=[]"] * (option == "own"), command="warmstart")
+    else:
+        cfg = composed(chosen)
     for node in targets(cfg):
         named = get_object(node["_target_"])
         given = {key: None for key in node if key not in ("_target_", "_partial_")}

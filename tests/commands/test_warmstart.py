@@ -1,14 +1,16 @@
-"""The policies that ship, the demonstrations that they were shown, and the command that makes them."""
+"""The policies that ship, and the command that makes policies like them."""
 
-import hashlib
-import random
-import re
+import json
 
 import pytest
+from hydra import compose, initialize_config_dir
 
-from bae.batch import Problem
-from bae.commands.demonstrations import SolutionConfidence, TwoAttempts, read_terms
-from bae.commands.warmstart import make_batch, make_tokenizer, warm_start
+from bae.commands import schema
+from bae.commands import train as train_command
+from bae.commands import warmstart as command
+from bae.commands.build import make
+from bae.commands.cli import CONF
+from bae.demonstrations.tiny import make_tokenizer
 from bae.evaluation.metrics import auroc
 from bae.objectives import Objective
 from bae.objectives.correctness import correctness
@@ -19,115 +21,19 @@ from bae.rollout.pipeline import Pipeline
 from bae.text.blocks import find_spans, make_blocks
 from bae.text.tokens import token_bytes
 from bae.training.policy import PACKAGE, Policy, load_pretrained
-
-PROBLEM = Problem("x", "37+8-152=", "-107")
-
-
-def settings(*overrides):
-    """The command's configuration as composed."""
-    from hydra import compose, initialize_config_dir
-
-    from bae.commands.cli import CONF
-
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("warmstart", list(overrides))
+from tests.support import call, runs
 
 
 @pytest.fixture(scope="module")
 def task():
-    from bae.commands.build import make
-
-    return make(settings().task)
+    return make(composed("experiment=warmstart/tiny").task)
 
 
-def shown(demonstrations):
-    """What an option of conf/demonstrations makes."""
-    from bae.commands.build import make
-
-    return make(settings(f"demonstrations={demonstrations}").demonstrations)
-
-
-def written(pieces):
-    return "".join(piece.text for piece in pieces)
-
-
-def test_one_attempt_and_a_confidence_from_nowhere():
-    pieces = SolutionConfidence({"0.25": 1, "0.75": 0})(PROBLEM, random.Random(0))
-    assert written(pieces) == (
-        "<reasoning>45 -107</reasoning><answer>-107</answer><analysis>long</analysis><confidence>0.25</confidence>"
-    )
-    assert all(piece.learn for piece in pieces)
-    assert "<analysis>short</analysis>" in written(
-        shown("solution_confidence")(Problem("x", "9-8=", "1"), random.Random(0))
-    )
-
-
-def test_the_first_policy_was_shown_what_its_seed_shows_now(task):
-    ids, labels = make_batch(make_tokenizer(), task, shown("solution_confidence"), 0, 128, random.Random(0))
-    digest = hashlib.sha256(ids.numpy().tobytes() + labels.numpy().tobytes()).hexdigest()
-    assert digest == "567f2bce82e46ca1bc6307c81100ed4777877ae0d7cf2ccc42b408ef40263a35"
-
-
-def test_two_attempts_are_worked_out_from_both_ends():
-    pieces = TwoAttempts(slip=0, slips=[1])(PROBLEM, random.Random(0))
-    assert written(pieces) == (
-        "<reasoning>45 -107</reasoning><answer>-107</answer><reasoning>-144 -107</reasoning><answer>-107</answer>"
-    )
-    assert all(piece.learn for piece in pieces)
-
-
-def test_a_slip_is_carried_on_and_not_learnt():
-    seen = set()
-    for seed in range(20):
-        pieces = TwoAttempts(slip=1, slips=[10])(PROBLEM, random.Random(seed))
-        seen.add(written(piece for piece in pieces if not piece.learn))
-        first, second = written(pieces).split("</answer>", 1)
-        assert re.fullmatch(
-            r"<reasoning>35 (-127|-107)</reasoning><answer>\1|<reasoning>55 (-107|-87)</reasoning><answer>\2", first
-        )
-        assert second == "<reasoning>-144 -107</reasoning><answer>-107</answer>"
-    assert seen == {"35-127", "35-107", "55-107", "55-87"}  # two slips may cancel
-
-
-def test_half_of_the_first_attempts_are_wrong_and_no_second(task):
-    demonstrate, rng = shown("two_attempt"), random.Random(0)
-    wrong = 0
-    for index in range(2000):
-        problem = task.problem("train", index)
-        terms, pieces = read_terms(problem.question), demonstrate(problem, rng)
-        totals = [piece for piece in pieces if re.fullmatch(r"-?\d+", piece.text)]
-        before = [terms[0], *(int(piece.text) for piece in totals)]
-        for piece, total, term in zip(totals, before, terms[1:], strict=False):
-            assert piece.learn == (int(piece.text) == total + term)
-        first, second = re.findall(r"<answer>(.*?)</answer>", written(pieces))
-        assert first == str(before[-1]) and second == problem.answer
-        wrong += first != problem.answer
-    assert 0.44 <= wrong / 2000 <= 0.52
-
-
-def test_labels_leave_out_the_prompt_the_padding_and_the_slips(task):
-    tokenizer, demonstrate = make_tokenizer(), TwoAttempts(slip=0.5, slips=[1, 2])
-    ids, labels = make_batch(tokenizer, task, demonstrate, 0, 32, random.Random(0))
-    rng = random.Random(0)
-    for index, (row, label) in enumerate(zip(ids, labels, strict=True)):
-        problem = task.problem("train", index)
-        pieces = demonstrate(problem, rng)
-        whole = problem.question + written(pieces) + "<|end|>"
-        assert tokenizer.decode(row[row != tokenizer.pad_token_id]) == whole
-        assert row[row != tokenizer.pad_token_id].tolist() == tokenizer(whole)["input_ids"]
-        assert (label[label != -100] == row[label != -100]).all()
-        assert tokenizer.decode(label[label != -100]) == written(p for p in pieces if p.learn) + "<|end|>"
-
-
-def test_demonstrations_are_a_function_of_the_seed(task):
-    texts = [written(shown("two_attempt")(task.problem("train", 4), random.Random(seed))) for seed in (0, 0, 1)]
-    assert texts[0] == texts[1] != texts[2]
-
-
-@pytest.mark.parametrize(("slip", "slips"), [(30, [1]), (-0.1, [1]), (0.3, []), (0.3, [0, 1])])
-def test_slips_that_cannot_be(slip, slips):
-    with pytest.raises(ValueError, match=r"demonstrations\.slip"):
-        TwoAttempts(slip, slips)
+def composed(*overrides):
+    """The command's configuration."""
+    schema.register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("warmstart", list(overrides))
 
 
 def measured(policy: Policy, task, split="val", prompts=200):
@@ -208,9 +114,92 @@ def test_difficulty_is_graded_for_the_policy_that_ships(task):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("demonstrations", ["solution_confidence"])  # the other one takes twice as long
-def test_the_command_rebuilds_an_equivalent_one(demonstrations, task):
-    cfg = settings()
-    sizes = cfg.steps, cfg.batch_size, cfg.micro_batch_size
-    policy = warm_start(task, shown(demonstrations), *sizes, cfg.lr, cfg.seed)
-    CHECKS[demonstrations](policy, task)
+def test_the_command_makes_an_equivalent_one(task, tmp_path):
+    """Of the first policy that ships; the second takes twice as long."""
+    call(command, tmp_path, "experiment=warmstart/tiny", f"hydra.run.dir={tmp_path}/run")
+    check_confidence(load_pretrained(str(tmp_path / "run" / "policy"), "float32", "{question}"), task)
+
+
+SMALL = ["experiment=warmstart/tiny", "prompts_per_step=8", "training.warmup_steps=1", "callbacks.held_out.prompts=8",
+         "callbacks.held_out.samples=2", "callbacks.checkpoints.every=2"]  # fmt: skip
+
+
+def logged(outputs, run=0):
+    """{metric: {step: value}} of a run."""
+    client, found = runs(outputs)
+    keys = found[run].data.metrics
+    return {key: {m.step: m.value for m in client.get_metric_history(found[run].info.run_id, key)} for key in keys}
+
+
+def test_a_warm_start_is_a_run_that_reports_before_and_after(tmp_path, capsys):
+    call(command, tmp_path, *SMALL, "steps=12", f"hydra.run.dir={tmp_path}/run")
+    metrics = logged(tmp_path)
+    assert {"val/malformed", "val/accuracy", "val/ece", "val/auroc", "train/loss", "perf/tokens_per_second"} <= set(
+        metrics
+    )
+    assert set(metrics["val/malformed"]) == {0, 12} and set(metrics["train/loss"]) == set(range(1, 13))
+    assert metrics["train/loss"][12] < metrics["train/loss"][1] - 1
+    assert "held-out problems" in (printed := capsys.readouterr().out) and "bae-train model=pretrained" in printed
+    call(train_command, tmp_path, "model.path=" + str(tmp_path / "run" / "policy"), "steps=1", "group_size=4",
+         "prompts_per_step=2", "callbacks.held_out.prompts=4", "callbacks.throughput.seconds=0.01")  # fmt: skip
+    assert "train/reward/correctness" in logged(tmp_path, 1)
+
+
+def test_a_resumed_warm_start_ends_as_if_it_had_not_stopped(tmp_path):
+    call(command, tmp_path / "a", *SMALL, "steps=4", f"hydra.run.dir={tmp_path}/a/run")
+    call(command, tmp_path / "b", *SMALL, "steps=4", f"hydra.run.dir={tmp_path}/b/run")
+    (tmp_path / "b" / "run" / "checkpoints" / "step_000004.ckpt").unlink()
+    call(command, tmp_path / "b", f"resume={tmp_path}/b/run")
+    policies = [(tmp_path / x / "run" / "policy" / "model.safetensors").read_bytes() for x in "ab"]
+    assert policies[0] == policies[1]
+
+
+WORDS = ["model=tiny", "demonstrations=columns", "steps=1", "prompts_per_step=4", "callbacks.held_out.prompts=2",
+         "callbacks.held_out.samples=1", "max_new_tokens=8", "task.splits.gsm8k=none.jsonl"]  # fmt: skip
+
+
+def sums(folder, rows):
+    path = folder / "sums.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return [f"task.splits.train={path}", f"task.splits.val={path}", "task=word_problems"]
+
+
+def test_demonstrations_come_from_columns(tmp_path):
+    rows = [{"question": f"{n}+1=", "answer": str(n + 1), "reasoning": f"{n} + 1 = {n + 1}"} for n in range(6)]
+    rows[2]["reasoning"] = None
+    call(command, tmp_path, *WORDS, *sums(tmp_path, rows), "prompts_per_step=6")
+    assert logged(tmp_path)["train/demonstrations"] == {1: 5}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"reasoning": None}, "there are none to write"),
+        ({"reasoning": "<answer>2</answer>"}, "is not: '<reasoning><answer>2"),
+        ({}, "has no column 'reasoning'; its columns: question, answer"),
+    ],
+)
+def test_data_that_cannot_be_demonstrated_is_refused_before_any_work(tmp_path, capsys, change, said):
+    with pytest.raises(SystemExit) as refused:
+        call(command, tmp_path, *WORDS, *sums(tmp_path, [{"question": "1+1=", "answer": "2"} | change] * 3))
+    assert said in str(refused.value) and "\n" not in str(refused.value)
+    assert not runs(tmp_path)[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "model"),
+        ([*WORDS, "task=arithmetic", "demonstrations.read_only=[thought]"], "no section 'thought'"),
+        ([*WORDS, "task=arithmetic", "demonstrations.write.remove='('"], "not a regular expression"),
+        (["model=tiny", "task=arithmetic", "demonstrations=own"], "demonstrations.examples"),
+        (["model=tiny", "task=arithmetic", "demonstrations=own", "demonstrations.examples=[]"], "examples is empty"),
+        (["experiment=warmstart/tiny", "group_size=4"], "there is no key group_size"),
+        (["experiment=warmstart/tiny", "training.clip=.2"], "there is no key training.clip"),
+        (["experiment=warmstart/tiny", "steps=0"], "steps=0: must be above 0"),
+    ],
+)
+def test_wrong_settings_are_refused_in_one_sentence(tmp_path, arguments, said):
+    with pytest.raises(SystemExit) as refused:
+        call(command, tmp_path, *[a for a in arguments if not a.startswith("task.splits")])
+    assert said in str(refused.value) and "\n" not in str(refused.value)

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bae.commands.warmstart import make_tokenizer
+from bae.demonstrations.tiny import make_tokenizer
 from bae.method.stated_numbers import (
     Candidates,
     Decisions,

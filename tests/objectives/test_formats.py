@@ -15,7 +15,7 @@ from bae.batch import Problem, RolloutBatch, group_index
 from bae.callbacks import BlockwiseAdvantages, HeldOut
 from bae.callbacks.telemetry import completion_metrics
 from bae.commands import fidelity, train
-from bae.commands.warmstart import make_tokenizer
+from bae.demonstrations.tiny import make_tokenizer
 from bae.evaluation.completion_table import by_attempt, by_prompt, columns, frame
 from bae.evaluation.measure import lines, measure, test_time_scaling
 from bae.fidelity.compare import compare_advantages, rewards_of

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bae.batch import Problem, SampledTokens
-from bae.commands.warmstart import make_tokenizer
+from bae.demonstrations.tiny import make_tokenizer
 from bae.objectives import Objective, check_objectives, combined
 from bae.objectives.bce import bce
 from bae.objectives.brier import brier

@@ -31,7 +31,7 @@ def make_policy(family="llama"):
     """Random, with heads of 32 dimensions and weights large enough to have preferences."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    from bae.commands.warmstart import make_model, make_tokenizer
+    from bae.demonstrations.tiny import make_model, make_tokenizer
 
     torch.manual_seed(0)
     tokenizer = make_tokenizer()

@@ -34,7 +34,10 @@ def empty_store():
 
 def call(module, outputs, *arguments):
     """Run an entry point, such as bae.commands.train, in this process. A new store begins as a copy of an empty one."""
-    if module.__name__ == "bae.commands.train" and not (Path(outputs) / "mlflow.db").exists():
+    if (
+        module.__name__ in ("bae.commands.train", "bae.commands.warmstart")
+        and not (Path(outputs) / "mlflow.db").exists()
+    ):
         Path(outputs).mkdir(parents=True, exist_ok=True)
         (Path(outputs) / "mlflow.db").write_bytes(empty_store())
     before = sys.argv

@@ -9,7 +9,8 @@ from bae.batch import Advantages, RolloutBatch, SampledTokens, Scored
 from bae.method.losses import block_mean
 from bae.text.blocks import make_blocks
 from bae.training.options import UpdateOptions
-from bae.training.update import OneProcess, Update
+from bae.training.stepper import OneProcess
+from bae.training.update import Update
 
 BLOCKS = make_blocks({"solution": ["answer"], "confidence": {"sections": ["confidence"], "weight": 2.0}})
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from bae.commands.warmstart import make_tokenizer
+from bae.demonstrations.tiny import make_tokenizer
 from bae.text.blocks import make_blocks
 from bae.text.number import parse_confidence
 from bae.text.tokens import NUMBER_BYTES, locate_blocks, token_bytes

@@ -16,7 +16,7 @@ from bae.objectives.rao_blackwell import NumberRefinement
 from bae.training.forward import completion_logits, completion_pass
 from bae.training.options import UpdateOptions
 from bae.training.sketch import count_sketch
-from bae.training.update import lr_share
+from bae.training.stepper import lr_share
 from tests.support.updates import batch, make_update, rows_of
 
 AGGREGATIONS = {
@@ -96,8 +96,8 @@ def test_mini_batches_are_parts_of_the_whole(tiny, aggregation):
     def stand_still():
         seen.append({name: p.grad.clone() for name, p in tiny.model.named_parameters()})
 
-    made.optimizer = SimpleNamespace(step=stand_still, zero_grad=tiny.model.zero_grad)
-    made.scheduler = SimpleNamespace(get_last_lr=lambda: [0.0], step=lambda: None)
+    made.stepper.optimizer = SimpleNamespace(step=stand_still, zero_grad=tiny.model.zero_grad)
+    made.stepper.scheduler = SimpleNamespace(get_last_lr=lambda: [0.0], step=lambda: None)
     made.step(work)
     assert len(seen) == 2
     assert_same({name: (seen[0][name] + seen[1][name]) / 2 for name in whole}, whole)

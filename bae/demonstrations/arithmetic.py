@@ -1,31 +1,17 @@
-"""Write what the warm start shows the policy: completions of arithmetic problems, in one format each. Pure text.
-
-A demonstration is a sequence of pieces. Some of them the policy reads but does not learn to write.
-"""
+"""Write demonstrations of arithmetic problems, in one format each: those of the policies that ship. Pure text."""
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
 from bae.batch import Problem
+from bae.demonstrations.pieces import Confidences, Piece
+
+WORDS = ("short", "long")
+"""What an analysis may say: that there are numbers of one digit alone, or longer ones."""
 
 
-@dataclass(frozen=True)
-class Piece:
-    """Hold consecutive text of a completion. learn: whether the policy is taught to write it."""
-
-    text: str
-    learn: bool = True
-
-
-Demonstrate = Callable[[Problem, random.Random], Sequence[Piece]]
-"""Write one completion of a problem; every draw comes from the generator."""
-
-WORDS = ("short", "long")  # what an analysis may say: numbers of one digit alone, or longer ones
-
-
-@dataclass(frozen=True)
 class SolutionConfidence:
     """Write running totals, the right answer, a look at the problem, and a confidence that knows nothing of it.
 
@@ -33,17 +19,17 @@ class SolutionConfidence:
         confidences: what may be stated, and how often (weights), whatever the problem.
     """
 
-    confidences: Mapping[str, float]
+    def __init__(self, confidences: Mapping[str, float]) -> None:
+        self.confidences = Confidences(confidences)
 
     def __call__(self, problem: Problem, rng: random.Random) -> list[Piece]:
         terms = read_terms(problem.question)
         word = WORDS[any(abs(term) > 9 for term in terms)]
-        (confidence,) = rng.choices(list(self.confidences), list(self.confidences.values()))
         return [
             _section("reasoning", _spaced(running_totals(terms))),
             _section("answer", problem.answer),
             _section("analysis", word),
-            _section("confidence", confidence),
+            _section("confidence", self.confidences.draw(rng)),
         ]
 
 
@@ -68,9 +54,9 @@ class TwoAttempts:
 
     def __post_init__(self) -> None:
         if not 0 <= self.slip <= 1:
-            raise ValueError(f"demonstrations.slip={self.slip}: must be between 0 and 1")
+            raise ValueError(f"demonstrations.write.slip={self.slip}: must be between 0 and 1")
         if not self.slips or min(self.slips) < 1:
-            raise ValueError(f"demonstrations.slips={list(self.slips)}: must be one or more numbers above 0")
+            raise ValueError(f"demonstrations.write.slips={list(self.slips)}: must be one or more numbers above 0")
 
     def __call__(self, problem: Problem, rng: random.Random) -> list[Piece]:
         terms = read_terms(problem.question)

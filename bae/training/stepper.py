@@ -1,0 +1,120 @@
+"""What every update does alike: cut a batch into micro-batches, clip the gradients, step optimiser and schedule.
+
+What differs between one process, DDP and sharded strategies is a `Loop`: bae.training.module has Lightning's.
+"""
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from bae.batch import SampledTokens
+from bae.training.causal_lm import CausalLM
+from bae.training.options import StepOptions
+from bae.training.packing import micro_batches
+
+MakeOptimizer = Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
+
+
+class Loop(Protocol):
+    """Provide what differs between one process, DDP and sharded strategies."""
+
+    @property
+    def is_sharded(self) -> bool:
+        """Tell whether the weights are cut up, so that every pass is one of all ranks."""
+        ...
+
+    def backward(self, loss: Tensor) -> None:
+        """Take the backward pass."""
+        ...
+
+    def gradients_travel(self, now: bool) -> AbstractContextManager[Any]:
+        """Return a context in which a backward pass exchanges gradients between ranks, or does not."""
+        ...
+
+    def over_ranks(self, value: Tensor, operation: str = "mean") -> Tensor:
+        """Reduce a value over all ranks; of the same shape, in double precision, on the CPU."""
+        ...
+
+
+class OneProcess:
+    """Provide the loop of one process without a framework."""
+
+    is_sharded = False
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+    def gradients_travel(self, now: bool) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def over_ranks(self, value: Tensor, operation: str = "mean") -> Tensor:
+        return value.double().cpu()
+
+
+def lr_share(step: int, total: int, warmup: int, final: float) -> float:
+    """Return the share of the learning rate at optimiser step `step` (from 0) of `total`.
+
+    It rises to 1 over `warmup` steps, then falls linearly to `final` at the last step.
+    """
+    if step < warmup:
+        return (step + 1) / warmup
+    return 1 - (1 - final) * min(1.0, (step + 1 - warmup) / max(1, total - warmup))
+
+
+class Stepper:
+    """Hold the optimiser and its schedule, and step them.
+
+    Args:
+        model: the policy.
+        options: how gradients become a step.
+        loop: what the loop around the update provides; None for one process.
+
+    Attributes:
+        optimizer, scheduler: set by `configure`, or by whoever wraps them.
+    """
+
+    def __init__(self, model: CausalLM, options: StepOptions, loop: Loop | None = None) -> None:
+        self.model = model
+        self.options = options
+        self.loop: Loop = loop or OneProcess()
+        self.optimizer: Any = None
+        self.scheduler: Any = None
+
+    def configure(self, make_optimizer: MakeOptimizer, steps: int) -> None:
+        """Make the optimiser and its learning-rate schedule; steps: optimiser steps of the whole run."""
+
+        def schedule(step: int) -> float:
+            return lr_share(step, steps, self.options.warmup_steps, self.options.final_lr)
+
+        self.optimizer = make_optimizer(self.model.parameters())
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, schedule)
+
+    def micro_batches(self, samples: SampledTokens, rows: Tensor) -> list[Tensor]:
+        """Cut completions into equally many micro-batches on every rank: passes over sharded weights are collective.
+
+        rows: (R,) long.
+        """
+        budget = self.options.micro_batch_tokens
+        parts = micro_batches(samples, rows, budget)
+        most = self.loop.over_ranks(torch.tensor(len(parts)), "max")
+        return parts if len(parts) == most else micro_batches(samples, rows, budget, int(most))
+
+    def step(self) -> dict[str, float]:
+        """Clip the gradients by their global norm, and step the optimiser and the schedule.
+
+        Returns:
+            grad_norm, before clipping, and lr.
+        """
+        norm = self.clip_gradients()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        lr = float(self.scheduler.get_last_lr()[0])
+        self.scheduler.step()
+        return {"grad_norm": norm, "lr": lr}
+
+    def clip_gradients(self) -> float:
+        """Clip the gradients by their global norm, and return the norm before."""
+        return float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.options.max_grad_norm))

@@ -1,0 +1,123 @@
+"""Warm start and train a real model, method by method and seed by seed: python benchmarks/real_model.py NAME …
+
+NAME is an experiment, such as smollm2_word_problems: bae-warmstart experiment=warmstart/NAME makes the policy of each
+seed, and bae-train experiment=real/NAME trains it by each of --methods. Arguments after -- go to bae-train, such as
+steps=2, and then so they do for the files: --name says what these are called.
+
+What is in docs/results/real_NAME.csv is not done again, and what was stopped goes on from its last checkpoint. So it
+can be called again and again, with --minutes to end each call in time. Rows: a method (or `warm start`), a seed, a set
+of problems, its metrics, the minutes that training took, and the machine. docs/results/real_NAME_curves.csv has the
+held-out problems during training.
+"""
+
+import argparse
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from common import append, machine
+
+ROOT = Path(__file__).parent.parent
+METHODS = {
+    "ocb": ["method=ocb"],
+    "rlcr": ["method=rlcr"],
+    "group_mean": ["method=group_mean"],
+    "none": ["method=none"],
+    "batch_mean": ["method=batch_mean"],
+    "ocb_loo": ["baseline=ocb_loo"],
+    "all_action": ["baseline=all_action"],
+}
+METRICS = ("accuracy", "ece", "auroc", "brier", "confidence", "coverage")
+CURVES = ("accuracy", "ece", "auroc", "brier", "confidence", "malformed")
+WARM_START = "warm start"
+FILES = ("model.safetensors", "model.safetensors.index.json")
+
+
+class Study:
+    """Hold where things are, and until when to work.
+
+    outputs: a folder. end: in seconds of time.monotonic(). also: arguments of bae-evaluate after each run, or none.
+    """
+
+    def __init__(self, name, folder, outputs, end, also, overrides):
+        self.name, self.outputs, self.end, self.also, self.overrides = name, outputs, end, also, overrides
+        self.results, self.curves = folder / f"real_{name}.csv", folder / f"real_{name}_curves.csv"
+
+    def is_done(self, method, seed):
+        """Whether the results have this run."""
+        lines = self.results.read_text().splitlines() if self.results.is_file() else []
+        return any(line.startswith(f"{method},{seed},") for line in lines)
+
+    def do(self, experiment, method, seed):
+        """Make a run, or go on with it, and write down what came of it. Exits when the time is over."""
+        if self.is_done(method, seed):
+            print(f"done before: {method}, seed {seed}")
+            return
+        is_warm_start = method == WARM_START
+        command = Path(sys.executable).parent / ("bae-warmstart" if is_warm_start else "bae-train")
+        folder = self.outputs / ("warmstart" if is_warm_start else f"real/{method}") / f"{self.name}_seed_{seed}"
+        if any((folder / "checkpoints").glob("step_*.ckpt")):
+            arguments = [f"resume={folder}"]
+        else:
+            arguments = [f"experiment={experiment}/{self.name}", f"seed={seed}", f"hydra.run.dir={folder}"]
+            arguments += self.overrides if is_warm_start else [*METHODS[method], *self.overrides]
+        if not any((folder / "policy" / file).is_file() for file in FILES) or not (folder / "evaluation").is_dir():
+            self._call(command, *arguments)
+        if self.also:
+            self._call(command.with_name("bae-evaluate"), f"run={folder}", *self.also)
+        self._record(folder, method, seed)
+
+    def _call(self, command, *arguments):
+        """Run a command, and exit when the time is over."""
+        left = None if self.end is None else max(1.0, self.end - time.monotonic())
+        print(f"{command.name} {' '.join(arguments)}", flush=True)
+        try:
+            subprocess.run([command, f"outputs={self.outputs}", *arguments], check=True, timeout=left)
+        except subprocess.TimeoutExpired:
+            print("time is over; the same call goes on from the last checkpoint")
+            sys.exit(0)
+
+    def _record(self, folder, method, seed):
+        """Write down what MLflow has of a finished run."""
+        from mlflow import MlflowClient
+
+        from bae.report.tracking import history
+
+        store, run_id = f"sqlite:///{self.outputs / 'mlflow.db'}", (folder / "run_id").read_text()
+        metrics = MlflowClient(store).get_run(run_id).data.metrics
+        each = {name: history(store, run_id, f"val/{name}") for name in CURVES}
+        for step in sorted(each["accuracy"]):
+            row = {name: each[name].get(step, float("nan")) for name in CURVES}
+            append(self.curves, {"method": method, "seed": seed, "step": step} | row)
+        minutes = sum(sum(history(store, run_id, key).values()) for key in metrics if key.startswith("time/")) / 60
+        sets = sorted({key.split("/")[1] for key in metrics if key.startswith("eval/")})
+        for name in sets:
+            row = {key: metrics.get(f"eval/{name}/{key}", float("nan")) for key in METRICS}
+            row |= {f"{key}_sem": metrics.get(f"eval/{name}/sem_by_prompt/{key}", float("nan")) for key in METRICS[:4]}
+            more = {"samples": int(metrics[f"eval/{name}/samples"]), "minutes": minutes, "machine": machine()}
+            append(self.results, {"method": method, "seed": seed, "set": name} | row | more)
+
+
+def main():
+    """Do all that is not done."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", help="of the experiments warmstart/NAME and real/NAME")
+    parser.add_argument("--methods", default="ocb,rlcr,ocb_loo,all_action,group_mean,none", help=", ".join(METHODS))
+    parser.add_argument("--seeds", default="0,1")
+    parser.add_argument("--minutes", type=float, help="when to stop; the next call goes on")
+    parser.add_argument("--also", default="", help="arguments of bae-evaluate after each run: 'split=gsm8k prompts=100'")
+    parser.add_argument("--folder", type=Path, default=ROOT / "docs" / "results", help="of the CSV files")
+    parser.add_argument("--outputs", type=Path, default=ROOT / "outputs", help="of runs, policies and MLflow's store")
+    parser.add_argument("overrides", nargs="*", help="of the configuration, after --")
+    given = parser.parse_args()
+    end = None if given.minutes is None else time.monotonic() + 60 * given.minutes
+    study = Study(given.name, given.folder, given.outputs.absolute(), end, given.also.split(), given.overrides)
+    for seed in map(int, given.seeds.split(",")):
+        study.do("warmstart", WARM_START, seed)
+        for method in given.methods.split(","):
+            study.do("real", method, seed)
+
+
+if __name__ == "__main__":
+    main()
