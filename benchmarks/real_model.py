@@ -1,8 +1,8 @@
 """Warm start and train a real model, method by method and seed by seed: python benchmarks/real_model.py NAME …
 
-NAME is an experiment, such as smollm2_word_problems: bae-warmstart experiment=warmstart/NAME makes the policy of each
-seed, and bae-train experiment=real/NAME trains it by each of --methods. Arguments after -- go to bae-train, such as
-steps=2, and then so they do for the files: --name says what these are called.
+NAME is an experiment, such as smollm2_word_problems: bae-warmstart experiment=warmstart/NAME makes the policy, and
+bae-train experiment=real/NAME trains it by each of --methods with each of --seeds. Arguments after -- go to both, such
+as steps=2; then name another --folder for the results.
 
 What is in docs/results/real_NAME.csv is not done again, and what was stopped goes on from its last checkpoint. So it
 can be called again and again, with --minutes to end each call in time. Rows: a method (or `warm start`), a seed, a set
@@ -56,7 +56,8 @@ class Study:
             return
         is_warm_start = method == WARM_START
         command = Path(sys.executable).parent / ("bae-warmstart" if is_warm_start else "bae-train")
-        folder = self.outputs / ("warmstart" if is_warm_start else f"real/{method}") / f"{self.name}_seed_{seed}"
+        run = Path("warmstart", self.name) if is_warm_start else Path("real", self.name, f"{method}_seed_{seed}")
+        folder = self.outputs / run
         if any((folder / "checkpoints").glob("step_*.ckpt")):
             arguments = [f"resume={folder}"]
         else:
@@ -106,15 +107,15 @@ def main():
     parser.add_argument("--methods", default="ocb,rlcr,ocb_loo,all_action,group_mean,none", help=", ".join(METHODS))
     parser.add_argument("--seeds", default="0,1")
     parser.add_argument("--minutes", type=float, help="when to stop; the next call goes on")
-    parser.add_argument("--also", default="", help="arguments of bae-evaluate after each run: 'split=gsm8k prompts=100'")
+    parser.add_argument("--also", default="", help="of bae-evaluate after each run: 'split=gsm8k prompts=100'")
     parser.add_argument("--folder", type=Path, default=ROOT / "docs" / "results", help="of the CSV files")
     parser.add_argument("--outputs", type=Path, default=ROOT / "outputs", help="of runs, policies and MLflow's store")
     parser.add_argument("overrides", nargs="*", help="of the configuration, after --")
     given = parser.parse_args()
     end = None if given.minutes is None else time.monotonic() + 60 * given.minutes
     study = Study(given.name, given.folder, given.outputs.absolute(), end, given.also.split(), given.overrides)
+    study.do("warmstart", WARM_START, 0)
     for seed in map(int, given.seeds.split(",")):
-        study.do("warmstart", WARM_START, seed)
         for method in given.methods.split(","):
             study.do("real", method, seed)
 
