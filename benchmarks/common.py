@@ -5,8 +5,10 @@ that started it. So heavy imports wait inside the functions.
 """
 
 import csv
+import ctypes
 import json
 import os
+import re
 import resource
 import statistics
 import subprocess
@@ -56,8 +58,11 @@ def serve(function: Callable[..., Mapping[str, Any]]) -> bool:
 def settle(malloc: str) -> None:
     """Prepare the process before torch is loaded.
 
-    malloc: `kept` for what bae-train tells malloc (bae.commands.process_setup), `default` for nothing.
+    malloc: `kept` for what bae-train tells malloc (bae.commands.process_setup), `default` for nothing, and a=b;… for
+    parameters of mallopt by their numbers.
     """
+    for name, value in re.findall(r"(-?\d+)=(\d+)", malloc):
+        ctypes.CDLL(None).mallopt(int(name), int(value))
     if malloc == "kept":
         from bae.commands import process_setup
 

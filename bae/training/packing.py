@@ -280,10 +280,12 @@ def _prompts_alone(padded: Padded, query: Tensor, key: Tensor, value: Tensor, le
     return padded.collect(out.squeeze(2).movedim(0, -3))
 
 
-def below(old: Tensor, new: Tensor) -> Tensor:
-    """Put the keys or values of further prompts below others: (P + P', h, L, D), filled up with zeros."""
-    width = max(old.shape[2], new.shape[2])
-    return torch.cat([torch.nn.functional.pad(x, (0, 0, 0, width - x.shape[2])) for x in (old, new)])
+def below(*parts: Tensor) -> Tensor:
+    """Put the keys or values of prompts below each other: (P, h, L, D) each, filled up with zeros."""
+    if len(parts) == 1:
+        return parts[0]
+    width = max(part.shape[2] for part in parts)
+    return torch.cat([torch.nn.functional.pad(x, (0, 0, 0, width - x.shape[2])) for x in parts])
 
 
 def _before(lengths: Tensor) -> Tensor:

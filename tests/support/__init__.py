@@ -4,6 +4,7 @@ import os
 import sys
 import tempfile
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ def needs(file: str) -> pytest.MarkDecorator:
 
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+needs_torchao = pytest.mark.skipif(find_spec("torchao") is None, reason="torchao is not installed; make torchao")
 
 
 @cache

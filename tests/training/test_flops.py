@@ -184,7 +184,8 @@ def callback(tiny, rate=1e6):
 def logged(made, work, **trainer):
     found = {}
     logger = SimpleNamespace(log_metrics=lambda metrics, step: found.update(metrics, step=step))
-    made.on_train_batch_end(SimpleNamespace(**{"world_size": 1} | trainer, loggers=[logger]), None, None, work, 0)
+    module = SimpleNamespace(device=torch.device("cpu"))
+    made.on_train_batch_end(SimpleNamespace(**{"world_size": 1} | trainer, loggers=[logger]), module, None, work, 0)
     return found
 
 
@@ -193,14 +194,18 @@ def test_what_is_logged(tiny):
     work.seconds = {"rollout": 2.0, "update": 4.0}
     size, tokens = model_size(tiny.model), int(work.samples.completion_mask.sum())
     rollout, update = decoding_flops(size, work.samples, 4) / 2, update_flops(size, work.samples, 4) / 4
-    assert logged(callback(tiny), work) == {
+    found = logged(callback(tiny), work)
+    assert found.pop("perf/memory_gb") > 0.05  # libraries alone take more
+    assert found == {
         "step": 1, "perf/matmul_flops": 1e6,
         "perf/rollout_flops": rollout, "perf/rollout_mfu": rollout / 1e6, "perf/rollout_tokens_per_second": tokens / 2,
         "perf/update_flops": update, "perf/update_mfu": update / 1e6, "perf/update_tokens_per_second": tokens / 4,
     }  # fmt: skip
 
 
-def test_ranks_log_their_mean_and_all_tokens(tiny):
+def test_ranks_log_their_mean_and_all_tokens(tiny, monkeypatch):
+    monkeypatch.setattr("bae.callbacks.throughput.most_since_last", lambda device: next(memory))
+    memory = iter([3e9, 5e9, 3e9, 5e9, 3e9])
     work, slow = batch(), batch()
     work.seconds, slow.seconds = {"rollout": 1.0, "update": 1.0}, {"rollout": 2.0, "update": 4.0}
     first, second = logged(callback(tiny), work), logged(callback(tiny, rate=2e6), slow)
@@ -210,7 +215,8 @@ def test_ranks_log_their_mean_and_all_tokens(tiny):
         logged(made, part, world_size=2, strategy=strategy)
     strategy.all_gather = lambda mine: torch.stack(said)
     both = logged(callback(tiny), work, world_size=2, strategy=strategy)
-    for name in both.keys() - {"step"}:
+    assert both["perf/memory_gb"] == 5
+    for name in both.keys() - {"step", "perf/memory_gb"}:
         total = first[name] + second[name]
         assert both[name] == pytest.approx(total if name.endswith("tokens_per_second") else total / 2), name
 
@@ -239,7 +245,7 @@ def test_a_run_logs_it_every_step(tmp_path):
     call(train, tmp_path, *RUN, "callbacks.throughput.seconds=0.1")
     client, (run,) = runs(tmp_path)
     names = [f"perf/{stage}_{what}" for stage in STAGES for what in ("flops", "mfu", "tokens_per_second")]
-    for name in [*names, "perf/matmul_flops"]:
+    for name in [*names, "perf/matmul_flops", "perf/memory_gb"]:
         found = client.get_metric_history(run.info.run_id, name)
         assert [metric.step for metric in found] == [1, 2], name
         assert all(math.isfinite(metric.value) and metric.value > 0 for metric in found), name

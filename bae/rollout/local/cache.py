@@ -4,6 +4,8 @@ R  completions in the cache     P  their prompts     n  completions of a prompt,
 C  places for tokens of a completion     h, r, D, L: as in bae.training.attention_cpu
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -14,6 +16,8 @@ from bae.training.packing import Prompts, below
 
 GROWTH = 32
 """Places that are added at a time. Matrix products take whole buffers without a copy."""
+PASS_TOKENS = 4096
+"""Tokens of prompts that are encoded at a time: enough for products at full speed, and a bound on their memory."""
 
 
 class Cache:
@@ -42,12 +46,15 @@ class Cache:
 
     def add_prompts(self, prompts: list[list[int]]) -> Tensor:
         """Encode P' more prompts, and return (P', V): the logits of the token that follows each."""
-        fresh = Prompts(prompts, self.model.device)
-        last = fresh.run(self.model)
-        self.prompt_lengths = torch.cat([self.prompt_lengths, torch.tensor(fresh.lengths, device=last.device)])
-        for layer, (key, value) in fresh.layers.items():
-            old = self.prompt_layers.get(layer)
-            self.prompt_layers[layer] = (key, value) if old is None else (below(old[0], key), below(old[1], value))
+        passes = [Prompts(part, self.model.device) for part in _parts(prompts)]
+        last = torch.cat([fresh.run(self.model) for fresh in passes])
+        lengths = [length for fresh in passes for length in fresh.lengths]
+        self.prompt_lengths = torch.cat([self.prompt_lengths, torch.tensor(lengths, device=last.device)])
+        for layer in list(passes[0].layers):
+            old = self.prompt_layers.pop(layer, None)
+            every = [*([] if old is None else [old]), *(fresh.layers.pop(layer) for fresh in passes)]
+            keys, values = zip(*every, strict=True)
+            self.prompt_layers[layer] = below(*keys), below(*values)
         return self._logits(last)
 
     def add_completions(self, prompt: Tensor) -> None:
@@ -201,3 +208,16 @@ class Cache:
         """Turn (P, h, n * r, …) into (R, h, r, …)."""
         rows: Tensor = dense.unflatten(2, (self._most_of_a_prompt, -1)).transpose(1, 2).flatten(0, 1)
         return rows if self._in_order else rows[self._slot]
+
+
+def _parts(prompts: list[list[int]]) -> Iterator[list[list[int]]]:
+    """Cut prompts into runs of at most PASS_TOKENS tokens. A prompt that is longer is alone."""
+    part: list[list[int]] = []
+    used = 0
+    for prompt in prompts:
+        if part and used + len(prompt) > PASS_TOKENS:
+            yield part
+            part, used = [], 0
+        part.append(prompt)
+        used += len(prompt)
+    yield part

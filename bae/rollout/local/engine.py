@@ -14,6 +14,7 @@ from bae.rollout.local.prepacked import prepacked
 from bae.rollout.local.sampling import Sampler
 from bae.training import attention
 from bae.training.causal_lm import CausalLM
+from bae.training.heap import Heap
 
 SLACK = 0.25
 """Share of completions that may have ended and still stay if steps are CUDA graphs: each change costs a new graph."""
@@ -41,11 +42,13 @@ class LocalEngine:
         Sampler(1.0, top_k, top_p)  # refuses wrong values here instead of at the first step
         self.max_rows, self.top_k, self.top_p = max_rows, top_k, top_p
         self.cuda_graphs = cuda_graphs
+        self._heap = Heap()
 
     @torch.compiler.set_stance("force_eager")  # compiled layers would be compiled again for reordered weights
     @torch.no_grad()  # not inference_mode: the training pass takes the ids and keeps them for backward
     def sample(self, model: CausalLM, request: SamplingRequest) -> SampledTokens:
         """Sample the requested completions; see RolloutEngine."""
+        self._heap.tidy()  # between the update of one step and the sampling of the next
         draws = _Draws(Sampler(request.temperature, self.top_k, self.top_p), request, model.device)
         if attention.is_shared(model):
             with prepacked(model, min(self.max_rows, len(draws.ids))):
