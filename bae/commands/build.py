@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -56,8 +56,10 @@ def make_run(
     quieten()
     L.seed_everything(cfg.seed, verbose=False)
     config = plain(cfg)
-    validate.check_parts(config)
+    # Callbacks come last: they refer to parts, whose mistakes are to be named by their own keys.
+    validate.check_parts({key: config[key] for key in sorted(config, key="callbacks".__eq__)})
     validate.check_options("strategy", L.Trainer, config["strategy"])
+    validate.check_options("training", get_type_hints(schema.of_run(config))["training"], config["training"])
     task, policy = make(cfg.task), make(cfg.model)
     pipeline = make_pipeline(cfg, policy, task)
     module = PolicyModule(policy, make_update(cfg, pipeline), make(cfg.optimizer), cfg.steps)

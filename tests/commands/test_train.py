@@ -12,7 +12,7 @@ import torch
 from mlflow import MlflowClient
 
 from bae.commands import train as command
-from tests.support import ROOT, call, needs_gpu
+from tests.support import ROOT, call, needs_gpu, needs_torchao
 
 BAE_TRAIN = Path(sys.executable).parent / "bae-train"
 SMALL = [
@@ -99,7 +99,15 @@ def test_the_completion_table_can_be_read(train):
     )
 
 
-@pytest.mark.parametrize("options", [[], ["training.optimizer_steps=2", "callbacks.entropy.target=9"]])
+@pytest.mark.parametrize(
+    "options",
+    [
+        [],
+        ["training.optimizer_steps=2", "callbacks.entropy.target=9"],
+        pytest.param(["optimizer=adamw_kahan", "model.dtype=bfloat16"], marks=pytest.mark.slow),
+        pytest.param(["optimizer=adamw_8bit", "model.dtype=bfloat16"], marks=[pytest.mark.slow, needs_torchao]),
+    ],
+)
 def test_resuming_at_any_saved_step_is_bit_identical(train, options, tmp_path):
     steps = 3
     train(f"steps={steps}", *options)
@@ -126,10 +134,18 @@ def test_resuming_at_any_saved_step_is_bit_identical(train, options, tmp_path):
 
 
 @needs_gpu
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_gpu_trains_and_resumes(train, dtype):
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["model.dtype=float32"],
+        ["model.dtype=bfloat16"],
+        ["model.dtype=bfloat16", "optimizer=adamw_kahan"],
+        pytest.param(["model.dtype=bfloat16", "optimizer=adamw_8bit"], marks=needs_torchao),
+    ],
+)
+def test_a_gpu_trains_and_resumes(train, options):
     """Sums of atomic additions differ in their last bits from run to run, so what is resumed is near, not the same."""
-    train("steps=3", "strategy=gpu", f"model.dtype={dtype}", "temperature=1e-3")
+    train("steps=3", "strategy=gpu", "temperature=1e-3", *options)
     (whole,) = runs()
     folder = Path(whole.data.tags["output_folder"])
     final, rewards = weights(folder), history(whole, "train/reward/correctness")
