@@ -3,7 +3,7 @@
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import lightning as L
 
@@ -47,21 +47,21 @@ class WrittenDemonstrations(L.Callback):
         with batch.timed("demonstrations"):
             shown = []
             for n, problem in enumerate(batch.problems):
-                pieces = self._written(problem, batch.step, first + n)
-                if pieces is not None and is_in_form(pieces, self.pipeline.scorer.blocks):
+                pieces = self.write(problem, draws(self.seed, batch.step, first + n))
+                if self._is_usable(pieces):
                     shown.append((problem, pieces))
             put(batch, self.pipeline, shown, self.read_only)
 
-    def _written(self, problem: Problem, step: int, number: int) -> Sequence[Piece] | None:
-        key = seeds.key(self.seed, seeds.Namespace.DEMONSTRATIONS, step, number)
-        return self.write(problem, random.Random(repr(key)))
+    def _is_usable(self, pieces: Sequence[Piece] | None) -> TypeGuard[Sequence[Piece]]:
+        """Tell whether something was written, in form."""
+        return pieces is not None and is_in_form(pieces, self.pipeline.scorer.blocks)
 
     def _try(self) -> None:
         """Write demonstrations of the first problems, and refuse a source of which none can be used."""
         task, refused = self.pipeline.task, None
         for i in range(min(TRIED, task.size("train"))):
-            pieces = self._written(task.problem("train", i), 0, i)
-            if pieces is not None and is_in_form(pieces, self.pipeline.scorer.blocks):
+            pieces = self.write(task.problem("train", i), draws(self.seed, 0, i))
+            if self._is_usable(pieces):
                 return
             refused = refused or pieces
         tags = "".join(f"{t.opening}…{t.closing}" for block in self.pipeline.scorer.blocks for t in block.tags)
@@ -127,8 +127,8 @@ class OwnDemonstrations(L.Callback):
             if not all(completion.well_formed) or completion.truncated:
                 continue
             if self.keep == "all" or all(completion.is_correct(which) for which in range(answers)):
-                key = seeds.key(self.seed, seeds.Namespace.DEMONSTRATIONS, batch.step, first * self.samples + n)
-                shown.append((completion.problem, self._pieces(completion.text, random.Random(repr(key)))))
+                rng = draws(self.seed, batch.step, first * self.samples + n)
+                shown.append((completion.problem, self._pieces(completion.text, rng)))
         put(batch, self.pipeline, shown, self.read_only)
         batch.metrics["kept"] = len(shown) / len(scored.completions)
 
@@ -157,6 +157,11 @@ class WarmStartTelemetry(L.Callback):
         metrics["perf/tokens_per_second"] = tokens / sum(batch.seconds.values())
         run_logger(trainer).log_metrics(metrics, step=batch.step + 1)
         pl_module.log_dict({"loss": batch.metrics["loss"]}, prog_bar=True, logger=False)
+
+
+def draws(seed: int, step: int, number: int) -> random.Random:
+    """Return the generator of demonstration number `number` of a step, counted over all ranks."""
+    return random.Random(repr(seeds.key(seed, seeds.Namespace.DEMONSTRATIONS, step, number)))
 
 
 def put(
