@@ -5,9 +5,12 @@ bae-train experiment=real/NAME trains it by each of --methods with each of --see
 as steps=2; then name another --folder for the results.
 
 What is in docs/results/real_NAME.csv is not done again, and what was stopped goes on from its last checkpoint. So it
-can be called again and again, with --minutes to end each call in time. Rows: a method (or `warm start`), a seed, a set
-of problems, its metrics, the minutes that training took, and the machine. docs/results/real_NAME_curves.csv has the
-held-out problems during training.
+can be called again and again, with --minutes to end each call in time. On a new machine the warm start alone is made
+again, because all seeds start from its policy.
+
+Files in docs/results: real_NAME.csv has a row for a method (or `warm start`), a seed and a set of problems, with its
+metrics, the minutes that training took, and the machine; real_NAME_curves.csv has the held-out problems during
+training, real_NAME_bins.csv the reliability diagrams. Both are drawn: real_NAME_curves.png, real_NAME_reliability.png.
 """
 
 import argparse
@@ -16,6 +19,7 @@ import sys
 import time
 from pathlib import Path
 
+import pandas
 from common import append, machine
 
 ROOT = Path(__file__).parent.parent
@@ -30,6 +34,7 @@ METHODS = {
 }
 METRICS = ("accuracy", "ece", "auroc", "brier", "confidence", "coverage")
 CURVES = ("accuracy", "ece", "auroc", "brier", "confidence", "malformed")
+BINS = ("count", "confidence", "accuracy")
 WARM_START = "warm start"
 FILES = ("model.safetensors", "model.safetensors.index.json")
 
@@ -42,7 +47,7 @@ class Study:
 
     def __init__(self, name, folder, outputs, end, also, overrides):
         self.name, self.outputs, self.end, self.also, self.overrides = name, outputs, end, also, overrides
-        self.results, self.curves = folder / f"real_{name}.csv", folder / f"real_{name}_curves.csv"
+        self.results, self.curves, self.bins = (folder / f"real_{name}{part}.csv" for part in ("", "_curves", "_bins"))
 
     def is_done(self, method, seed):
         """Whether the results have this run."""
@@ -51,20 +56,24 @@ class Study:
 
     def do(self, experiment, method, seed):
         """Make a run, or go on with it, and write down what came of it. Exits when the time is over."""
-        if self.is_done(method, seed):
-            print(f"done before: {method}, seed {seed}")
-            return
         is_warm_start = method == WARM_START
         command = Path(sys.executable).parent / ("bae-warmstart" if is_warm_start else "bae-train")
         run = Path("warmstart", self.name) if is_warm_start else Path("real", self.name, f"{method}_seed_{seed}")
         folder = self.outputs / run
+        is_done = self.is_done(method, seed)
+        if is_done and not (is_warm_start and not has_policy(folder)):
+            print(f"done before: {method}, seed {seed}")
+            return
         if any((folder / "checkpoints").glob("step_*.ckpt")):
             arguments = [f"resume={folder}"]
         else:
             arguments = [f"experiment={experiment}/{self.name}", f"seed={seed}", f"hydra.run.dir={folder}"]
             arguments += self.overrides if is_warm_start else [*METHODS[method], *self.overrides]
-        if not any((folder / "policy" / file).is_file() for file in FILES) or not (folder / "evaluation").is_dir():
+            arguments += ["callbacks.evaluation.splits=[]"] if is_done else []
+        if not has_policy(folder) or not (folder / "evaluation").is_dir():
             self._call(command, *arguments)
+        if is_done:
+            return
         if self.also:
             self._call(command.with_name("bae-evaluate"), f"run={folder}", *self.also)
         self._record(folder, method, seed)
@@ -80,9 +89,11 @@ class Study:
             sys.exit(0)
 
     def _record(self, folder, method, seed):
-        """Write down what MLflow has of a finished run."""
+        """Write down what MLflow and the run's folder have of a finished run, and draw all that was written down."""
         from mlflow import MlflowClient
 
+        from bae.evaluation.completion_table import pairs
+        from bae.evaluation.metrics import reliability_table
         from bae.report.tracking import history
 
         store, run_id = f"sqlite:///{self.outputs / 'mlflow.db'}", (folder / "run_id").read_text()
@@ -98,6 +109,42 @@ class Study:
             row |= {f"{key}_sem": metrics.get(f"eval/{name}/sem_by_prompt/{key}", float("nan")) for key in METRICS[:4]}
             more = {"samples": int(metrics[f"eval/{name}/samples"]), "minutes": minutes, "machine": machine()}
             append(self.results, {"method": method, "seed": seed, "set": name} | row | more)
+            confidences, right, _ = pairs(pandas.read_parquet(folder / "evaluation" / f"{name}.parquet"))
+            table = reliability_table(confidences, right)
+            for i in range(len(table["count"])):
+                row = {key: float(table[key][i]) for key in BINS}
+                append(self.bins, {"method": method, "seed": seed, "set": name, "bin": i} | row)
+        self.draw(sets[-1])
+
+    def draw(self, split):
+        """Draw the held-out problems during training, and reliability on `split` before and after, of all seeds."""
+        import torch
+
+        from bae.evaluation import figures
+
+        curves = pandas.read_csv(self.curves).groupby(["method", "seed"], sort=False)
+        histories = {metric: {} for metric in ("ece", "auroc", "accuracy")}
+        for (method, _), run in curves:
+            if method in METHODS:
+                for metric, each in histories.items():
+                    each.setdefault(method, []).append(dict(zip(run["step"], run[metric], strict=True)))
+        if histories["ece"]:
+            figures.save(figures.training_curves(histories, "held-out problems"), self.curves.with_suffix(""))
+        bins = pandas.read_csv(self.bins)
+        panels = {}
+        for method, rows in bins[bins["set"] == split].groupby("method", sort=False):
+            rows = rows.assign(confidence=rows["confidence"] * rows["count"], accuracy=rows["accuracy"] * rows["count"])
+            table = rows.groupby("bin")[list(BINS)].sum()
+            count = table["count"].where(table["count"] > 0)
+            means = {"confidence": table["confidence"] / count, "accuracy": table["accuracy"] / count}
+            values = {"count": table["count"], **means}
+            panels[f"{method}, {split}"] = {key: torch.tensor(value.to_numpy()) for key, value in values.items()}
+        figures.save(figures.reliability(panels), self.bins.with_name(f"real_{self.name}_reliability"))
+
+
+def has_policy(folder):
+    """Whether the run in this folder came to its end."""
+    return any((folder / "policy" / file).is_file() for file in FILES)
 
 
 def main():

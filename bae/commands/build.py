@@ -6,9 +6,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from bae.commands import cli, schema, validate
+from bae.commands.trust import check_folder
 
 if TYPE_CHECKING:
     import lightning as L
@@ -32,7 +33,7 @@ def make(node: DictConfig, **more: Any) -> Any:
     return instantiate(node, _convert_="all", **more)
 
 
-def plain(node: DictConfig) -> Any:
+def plain(node: DictConfig | ListConfig) -> Any:
     """Return a node as plain dicts and lists, with all references resolved."""
     return OmegaConf.to_container(node, resolve=True)
 
@@ -123,10 +124,20 @@ def run_folder(key: str, value: str, tracking_uri: str) -> Path:
     return folder
 
 
-def saved_config(folder: Path, overrides: Sequence[str] = ()) -> DictConfig:
+def saved_config(key: str, folder: Path, trust: Sequence[str], overrides: Sequence[str] = ()) -> DictConfig:
     """Return the configuration of the run in `folder`, with the values that were changed on this command line.
 
-    Raises UserError for a run of another version, and for an override that is not a value.
+    All references in it are resolved, so that what was checked is what is made.
+
+    Args:
+        key: under which the user named the run.
+        folder: of the run.
+        trust: see `bae.commands.trust.check_folder`.
+        overrides: of the command line.
+
+    Raises:
+        UserError: for a run of another version, one that names what is not trusted, and for an override that is not a
+            value.
     """
     saved = OmegaConf.load(folder / CONFIG_FILE)
     assert isinstance(saved, DictConfig)
@@ -137,9 +148,11 @@ def saved_config(folder: Path, overrides: Sequence[str] = ()) -> DictConfig:
     changes = [OmegaConf.from_dotlist(list(overrides)), {"output_folder": str(folder)}]
     merged = OmegaConf.merge(OmegaConf.structured(schema.of_run(saved)), saved)
     OmegaConf.set_struct(merged, True)
-    merged = OmegaConf.merge(merged, *changes)
-    assert isinstance(merged, DictConfig)
-    return merged
+    resolved = plain(OmegaConf.merge(merged, *changes))
+    check_folder(key, folder, resolved, trust)
+    final = OmegaConf.merge(OmegaConf.structured(schema.of_run(saved)), resolved)
+    assert isinstance(final, DictConfig)
+    return final
 
 
 def check_version(folder: Path, saved: DictConfig) -> None:
@@ -173,7 +186,7 @@ def trained(cfg: DictConfig) -> "tuple[Path, DictConfig, Pipeline]":
     quieten()
     validate.check_parts(plain(cfg))
     folder = run_folder("run", cfg.run, cfg.logger.tracking_uri)
-    before = saved_config(folder)
+    before = saved_config("run", folder, cfg.trust)
     if not (folder / "policy").is_dir():
         raise cli.UserError(f"run={cfg.run}: {folder} has no policy yet; finish it with: bae-train resume={folder}")
     policy = load_pretrained(

@@ -36,6 +36,7 @@ class RunSchema:
     output_folder: str = MISSING
     skip_finished: bool = False
     resume: str | None = None
+    trust: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -73,6 +74,7 @@ class EvaluateSchema:
     max_new_tokens: int | None = None
     seed: int = MISSING
     device: str = MISSING
+    trust: list[str] = field(default_factory=list)
     columns: dict[str, Any] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
     verifier: dict[str, Any] = field(default_factory=dict)
@@ -101,6 +103,7 @@ class FidelitySchema:
     micro_batch_tokens: int = MISSING
     seed: int = MISSING
     device: str = MISSING
+    trust: list[str] = field(default_factory=list)
     resamples: int = MISSING
     fallback_baseline: dict[str, Any] = field(default_factory=dict)
     task: dict[str, Any] = field(default_factory=dict)

@@ -31,7 +31,15 @@ if TYPE_CHECKING:
     from bae.training.module import Trains
     from bae.training.update import Update
 
-PLACES = ("outputs", "output_folder", "logger", "name", "resume", "skip_finished")  # keys that change no result
+PLACES = ("outputs", "output_folder", "logger", "name", "resume", "trust", "skip_finished")  # they change no result
+    "outputs",
+    "output_folder",
+    "logger",
+    "name",
+    "resume",
+    "skip_finished",
+    "trust",
+)  # keys that change no result
 
 
 def main() -> None:
@@ -70,7 +78,9 @@ def fit(
     with cli.user_errors():
         if cfg.resume:
             folder, checkpoint = find_checkpoint(cfg)
-            cfg = saved_config(folder, [o for o in HydraConfig.get().overrides.task if not o.startswith("resume=")])
+            given = HydraConfig.get().overrides.task
+            changes = [o for o in given if o.partition("=")[0] not in ("resume", "trust")]
+            cfg = saved_config("resume", folder, cfg.trust, changes)
             run_id = (folder / RUN_FILE).read_text()
         check(cfg)
         if cfg.skip_finished and not cfg.resume and (finished := find_finished(cfg)):

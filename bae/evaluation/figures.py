@@ -36,6 +36,8 @@ def save(figure: Figure, stem: Path) -> list[Path]:
 def reliability(tables: Mapping[str, Mapping[str, Tensor]]) -> Figure:
     """Draw reliability diagrams (paper, Fig. 4): accuracy against stated confidence by bin, above the counts by bin.
 
+    Each panel says its ECE and the number of completions.
+
     Args:
         tables: {title: bae.evaluation.metrics.reliability_table}, one panel for each.
     """
@@ -47,6 +49,8 @@ def reliability(tables: Mapping[str, Mapping[str, Tensor]]) -> Figure:
         top.scatter(stated, accuracy, s=3 + 60 * count / count.sum(), color=COLOURS[0], zorder=3)  # area: share
         top.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="auto")
         top.set_title(title, **STYLE)
+        ece = np.nansum(count * np.abs(accuracy - stated)) / count.sum()
+        top.text(0, 0.97, f"ECE {ece:.3f}\nn {count.sum():,.0f}", va="top", fontsize=6)
         bottom.bar(_bar_centres(), count, width=_bar_widths(), color=COLOURS[0])
         bottom.set(xlim=(-0.03, 1.03), yscale="symlog", ylim=(0, None))
         bottom.set_xlabel("stated confidence", **STYLE)
