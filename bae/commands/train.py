@@ -32,14 +32,6 @@ if TYPE_CHECKING:
     from bae.training.update import Update
 
 PLACES = ("outputs", "output_folder", "logger", "name", "resume", "trust", "skip_finished")  # they change no result
-    "outputs",
-    "output_folder",
-    "logger",
-    "name",
-    "resume",
-    "skip_finished",
-    "trust",
-)  # keys that change no result
 
 
 def main() -> None:

@@ -39,8 +39,8 @@ def check_folder(key: str, folder: Path, saved: Mapping[str, Any], trust: Sequen
             )
     if REMOTE_CODE not in trust and (key_path := _remote_code(saved, "")):
         raise UserError(
-            f"{key}={folder}: its {key_path} is true, but code that comes with a model is not run because a folder says "
-            f"so; if you know who made it, allow it with trust=[{REMOTE_CODE}]"
+            f"{key}={folder}: its {key_path} is true, but code that comes with a model is not run because a folder "
+            f"says so; if you know who made it, allow it with trust=[{REMOTE_CODE}]"
         )
 
 
