@@ -67,6 +67,16 @@ peers: $(VENV)/.peers ## Install TRL, which a test compares with
 .PHONY: vllm
 vllm: $(VENV)/.vllm ## Install the CPU build of vLLM; on a GPU: pip install vllm
 
+.PHONY: audit
+audit: $(VENV)/.audit ## Look for known vulnerabilities in all locked packages
+	@BIN=$(BIN) requirements/audit.sh
+
+.PHONY: sbom
+sbom: $(VENV)/.audit ## Write the bill of materials, dist/sbom.json (CycloneDX), of what is installed
+	@mkdir -p dist
+	@$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --of JSON -o dist/sbom.json $(BIN)/python
+	@echo "dist/sbom.json"
+
 .PHONY: ui
 ui: $(VENV)/.project ## Open MLflow on the runs in outputs/
 	@$(BIN)/mlflow ui --workers 1 --backend-store-uri sqlite:///outputs/mlflow.db $(ARGS)
@@ -110,7 +120,7 @@ $(VENV)/.project: pyproject.toml $(VENV)/.deps
 	@$(call install,--no-build-isolation --reinstall-package blockwise-advantage --editable .)
 	@touch $@
 
-$(VENV)/.smollm2 $(VENV)/.torchao $(VENV)/.peers $(VENV)/.vllm: $(VENV)/.%: requirements/%.txt $(VENV)/.project
+$(VENV)/.smollm2 $(VENV)/.torchao $(VENV)/.peers $(VENV)/.vllm $(VENV)/.audit: $(VENV)/.%: requirements/%.txt $(VENV)/.project
 	@echo "Installing $<"
 	@$(call install,--require-hashes -r $<)
 	@touch $@

