@@ -111,6 +111,23 @@ def _one_sentence(verbose: bool) -> Iterator[None]:
         if verbose:
             raise
         sys.exit(f"{Path(sys.argv[0]).name}: {explain(error)}")
+    except ValueError as error:
+        if verbose or "Config group override must be a string" not in str(error):  # Hydra raises it as it is
+            raise
+        sys.exit(f"{Path(sys.argv[0]).name}: {_no_option(sys.argv[1:])}")
+
+
+def _no_option(arguments: list[str]) -> str:
+    """Return one sentence for the first group that was given null or a number instead of the name of an option."""
+    for argument in arguments:
+        group, _, value = argument.partition("=")
+        if (
+            value
+            and (CONF / group.partition("@")[0]).is_dir()
+            and re.fullmatch(r"(?i)null|true|false|[\d.e+-]+", value)
+        ):
+            return f"{argument}: {group} takes the name of an option; to go without it, write ~{group}"
+    return "a group takes the name of an option, and not null or a number"
 
 
 def explain(error: Exception) -> str:

@@ -226,6 +226,8 @@ def test_a_finished_run_can_be_made_longer(train):
         (["lr=abc"], "lr=abc: must be a number"),
         (["steps=no"], "steps=no: must be a whole number"),
         (["baseline=ocbb"], "baseline=ocbb: no such option; baseline has all_action, .*none, ocb, ocb_batch"),
+        (["experiment=null"], "experiment=null: experiment takes the name of an option; .* write ~experiment"),
+        (["optimizer=3"], "optimizer=3: optimizer takes the name of an option"),
         (["basline=ocb"], "did you mean baseline"),
         (["group_size=1"], "group_size=1: .* use group_size=2"),
         (["steps=0"], "steps=0: must be above 0"),
