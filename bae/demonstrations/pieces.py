@@ -39,9 +39,7 @@ class Confidences:
 
     def __init__(self, weights: Mapping[str, float]) -> None:
         if not weights or min(weights.values()) < 0 or not sum(weights.values()):
-            raise ValueError(
-                f"demonstrations.confidences={dict(weights)}: name one or more, each with a weight that is 0 or more"
-            )
+            raise ValueError(f"confidences={dict(weights)}: name one or more, each with a weight that is 0 or more")
         self._texts, self._weights = [str(text) for text in weights], list(weights.values())
 
     def draw(self, rng: random.Random) -> str:
