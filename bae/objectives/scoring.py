@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bae.batch import Completion, Problem, SampledTokens, Scored
 from bae.objectives import Objective, check_objectives
+from bae.objectives.values import reward_values
 from bae.text.blocks import ANSWER, CONFIDENCE, Block, Malformed, Section, check_malformed, tags_named
 from bae.text.number import Number
 from bae.text.tokens import Located, locate_blocks
@@ -100,7 +101,7 @@ class Scorer:
         rewards, present, malformed = torch.zeros(shape), torch.zeros(shape).bool(), torch.zeros(shape).bool()
         for j, (objective, k) in enumerate(zip(self.objectives, self.block_of_objective, strict=True)):
             reached = (block_of == k).any(1)
-            values = _values(objective, completions)
+            values = reward_values(objective, completions)
             values[~torch.tensor([c.well_formed[k] for c in completions], dtype=torch.bool)] = torch.nan
             malformed[:, j] = reached & values.isnan()
             present[:, j] = reached & ~(malformed[:, j] & (self.malformed[j] == "mask"))
@@ -203,25 +204,3 @@ class Scoring:
 def _answers(sections: Sequence[Section]) -> list[str]:
     """Return the texts of the answer sections."""
     return [section.content for section in sections if section.tag == ANSWER]
-
-
-def _values(objective: Objective, completions: Sequence[Completion]) -> Tensor:
-    """Return (N,): the reward of each completion, NaN where there is nothing to score."""
-    if objective.score is not None:
-        q = stated_confidences(completions, objective.number)
-        # A score may make a number of NaN, by a comparison or a clamp.
-        return torch.where(q.isnan(), torch.nan, objective.score(q, correct_flags(completions, objective.answer)))
-    assert objective.reward is not None  # check_objectives
-    rewards = map(objective.reward, completions)
-    return torch.tensor([torch.nan if reward is None else reward for reward in rewards])
-
-
-def stated_confidences(completions: Sequence[Completion], which: int = 0) -> Tensor:
-    """Return (N,): the stated confidences, NaN where there is none."""
-    stated = (c.stated(which) for c in completions)
-    return torch.tensor([torch.nan if q is None else q for q in stated])
-
-
-def correct_flags(completions: Sequence[Completion], which: int = 0) -> Tensor:
-    """Return (N,): 1 where the answer is right, else 0."""
-    return torch.tensor([float(c.is_correct(which)) for c in completions])
