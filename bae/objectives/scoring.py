@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bae.batch import Completion, Problem, SampledTokens, Scored
+from bae.errors import UserError
 from bae.objectives import Objective, check_objectives
 from bae.objectives.values import reward_values
 from bae.text.blocks import ANSWER, CONFIDENCE, Block, Malformed, Section, check_malformed, tags_named
@@ -167,7 +168,8 @@ class Scoring:
         for answer in _answers(located.spans.sections):
             pair = answer, self._problems[n].answer
             if pair not in self._verdicts:
-                self._verdicts[pair] = self._scorer.verifier.submit([pair])
+                with _naming(self._problems[n]):
+                    self._verdicts[pair] = self._scorer.verifier.submit([pair])
 
     def finish(self, samples: SampledTokens) -> Scored:
         """Return the scores, once the verdicts are there. What was not added, or differs from it, is added first."""
@@ -188,12 +190,14 @@ class Scoring:
     def _completion(self, problem: Problem, read: _Read, tokens: Counter[int]) -> Completion:
         """Make the record of a completion; tokens: the number of tokens of each block."""
         spans = read.located.spans
+        with _naming(problem):
+            verdicts = tuple(self._verdicts[answer, problem.answer]()[0] for answer in _answers(spans.sections))
         return Completion(
             problem=problem,
             text=read.located.text,
             sections=spans.sections,
             well_formed=spans.well_formed,
-            verdicts=tuple(self._verdicts[answer, problem.answer]()[0] for answer in _answers(spans.sections)),
+            verdicts=verdicts,
             confidences=tuple(number.value for number in read.located.numbers),
             length=len(read.ids),
             truncated=not read.ended,
@@ -204,3 +208,12 @@ class Scoring:
 def _answers(sections: Sequence[Section]) -> list[str]:
     """Return the texts of the answer sections."""
     return [section.content for section in sections if section.tag == ANSWER]
+
+
+@contextmanager
+def _naming(problem: Problem) -> Iterator[None]:
+    """Turn what the verifier says of a bad reference into a UserError that names the problem."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(f"problem {problem.id}: {error}; correct it in the task") from error

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from bae.commands import train, warmstart
+from bae.objectives.correctness import correctness
 from bae.training.finite import non_finite
 from tests.commands.test_train import BAE_TRAIN, SMALL, assert_equal, weights
-from tests.support import ROOT, call, runs
+from tests.support import ROOT, call, faults, runs
 from tests.support.faults import problems_of
 
 QUIET = ["callbacks.held_out=null", "callbacks.progress=null", "callbacks.checkpoints.log_policy=false"]
@@ -46,7 +47,7 @@ def checkpoint(folder, step):
 
 def test_an_infinite_reward_costs_one_step(tmp_path, capfd):
     """The baseline learns from rewards, and the table and the sketches of that step are made, too."""
-    call(train, tmp_path, *SMALL, *QUIET, *faulty_reward(".inf", 1), "steps=3", "baseline=ocb_shrunk",
+    call(train, tmp_path, *SMALL, *QUIET, *faulty_reward("inf", 1), "steps=3", "baseline=ocb_shrunk",
          "callbacks.completions.every=1", "callbacks.interference.every=1")  # fmt: skip
     error = capfd.readouterr().err
     _, run, folder = run_of(tmp_path)
@@ -76,7 +77,7 @@ def test_an_infinite_reward_costs_one_step(tmp_path, capfd):
 def test_several_skipped_steps_stop_the_run_and_a_mended_one_goes_on(tmp_path, monkeypatch):
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
     with pytest.raises(SystemExit) as stopped:
-        call(train, tmp_path, *SMALL, *QUIET, *faulty_reward("-.inf", 0, 2, 3), "steps=5",
+        call(train, tmp_path, *SMALL, *QUIET, *faulty_reward("-inf", 0, 2, 3), "steps=5",
              "callbacks.skipped.patience=2", "callbacks.skipped.completions=3", "callbacks.skipped.keep=2")  # fmt: skip
     _, run, folder = run_of(tmp_path)
     good = folder / "checkpoints" / "step_000003.ckpt"
@@ -87,14 +88,15 @@ def test_several_skipped_steps_stop_the_run_and_a_mended_one_goes_on(tmp_path, m
     assert [file.name for file in files] == ["step_000003.jsonl", "step_000004.jsonl"]
     assert [len(file.read_text().splitlines()) for file in files] == [3, 3]
     assert non_finite(checkpoint(folder, 3)) is None and not (folder / "policy").exists()
-    call(train, tmp_path, f"resume={folder}", f"{SPOILED}.problems=[]")
+    monkeypatch.setattr(faults, "spoiled", lambda completion, problems, value: correctness(completion))
+    call(train, tmp_path, f"resume={folder}")
     assert run_of(tmp_path)[1].info.status == "FINISHED" and non_finite(weights(folder)) is None
 
 
 def test_nan_as_reward_ends_the_run_with_a_sentence(tmp_path, monkeypatch):
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
     with pytest.raises(SystemExit) as stopped:
-        call(train, tmp_path, *SMALL, *QUIET, *faulty_reward(".nan", 1), "steps=3")
+        call(train, tmp_path, *SMALL, *QUIET, *faulty_reward("nan", 1), "steps=3")
     _, run, folder = run_of(tmp_path)
     problem = problems_of(1, 4)[0]
     assert re.search(rf"objectives\.rewards\.correctness\.reward gave nan for problem {problem} ", str(stopped.value))
@@ -145,7 +147,7 @@ def spawn(folder, *arguments):
 @pytest.mark.slow
 def test_two_ranks_skip_what_one_of_them_sees(tmp_path):
     """The bad rewards of step 2, and the bad gradient of step 4, are those of the second rank alone."""
-    rewards = faulty_reward(".inf", 1)
+    rewards = faulty_reward("inf", 1)
     rewards[1] = f"+{SPOILED}.problems=[{','.join(problems_of(1, 4)[2:])}]"
     done = spawn(tmp_path, *rewards, *fault("BadGradient", step=3, rank=1), "steps=5")
     assert done.returncode == 0, done.stderr
@@ -159,7 +161,7 @@ def test_two_ranks_skip_what_one_of_them_sees(tmp_path):
 
 @pytest.mark.slow
 def test_two_ranks_stop_together(tmp_path):
-    rewards = faulty_reward(".inf", 1, 2)
+    rewards = faulty_reward("inf", 1, 2)
     rewards[1] = f"+{SPOILED}.problems=[{','.join(problems_of(1, 4)[2:] + problems_of(2, 4)[2:])}]"
     done = spawn(tmp_path, *rewards, "steps=5", "callbacks.skipped.patience=2")
     _, run, folder = run_of(tmp_path)
