@@ -87,7 +87,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         target = Path(path)
-        saved = {key: checkpoint[key] for key in ("state_dict", "optimizer_states") if key in checkpoint}
+        saved: dict[str, Any] = {
+            key: checkpoint[key] for key in ("state_dict", "optimizer_states") if key in checkpoint
+        }
         if (name := non_finite(saved)) is not None:
             raise UserError(
                 f"{target.name} is not saved, because {name} has numbers that are not finite; "

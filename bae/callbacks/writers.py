@@ -102,8 +102,8 @@ class BlockwiseAdvantages(L.Callback):
             if not table.rewards.isfinite().all():
                 # A mean that has an infinite reward in it is none, and a baseline that learns would never forget it.
                 # So there are no advantages, on any rank, and the update skips the step.
-                widths = len(self.scorer.objectives), len(self.scorer.blocks)
-                batch.advantages = Advantages(*(torch.full((rows, width), torch.nan) for width in widths))
+                per_block = torch.full((rows, len(self.scorer.blocks)), torch.nan)
+                batch.advantages = Advantages(torch.full_like(scored.rewards, torch.nan), per_block)
                 return
             group = group_index(len(table.rewards), batch.group_size)
             baselines = self._baselines(trainer, batch, table, group)

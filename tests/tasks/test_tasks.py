@@ -66,7 +66,7 @@ def test_the_loader_goes_on_where_it_was():
 
 def dataset(path, **changes):
     options = {"question": "question", "answer": "answer", "answer_after": "####"} | changes
-    return DatasetTask({"train": str(path)}, verifier=IntegerVerifier(), **options)
+    return DatasetTask({"train": str(path)}, verifier=MathVerifier(), **options)
 
 
 def test_a_jsonl_file(tmp_path):
@@ -103,7 +103,7 @@ def test_a_split_may_have_columns_of_its_own(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"question": "q", "answer": "#### 5"}')
     (tmp_path / "b.jsonl").write_text('{"problem": "p", "answer": "#### 6"}')
     other = {"source": str(tmp_path / "b.jsonl"), "question": "problem", "answer_after": None}
-    task = DatasetTask({"train": str(tmp_path / "a.jsonl"), "val": other}, "question", "answer", IntegerVerifier(), "#")
+    task = DatasetTask({"train": str(tmp_path / "a.jsonl"), "val": other}, "question", "answer", MathVerifier(), "#")
     assert [task.problem("val", 0).question, task.problem("val", 0).answer] == ["p", "#### 6"]
     assert task.problem("train", 0).answer == "5"
 
@@ -120,7 +120,7 @@ def test_gsm8k():
 def test_a_csv_is_read_as_a_spreadsheet_writes_it(tmp_path):
     path = tmp_path / "sums.csv"
     path.write_bytes('\ufeffquestion,answer\r\n"a, ""b""\r\nc",012\r\nnone,NA\r\n'.encode())
-    task = DatasetTask({"train": str(path)}, "question", "answer", IntegerVerifier())
+    task = DatasetTask({"train": str(path)}, "question", "answer", MathVerifier())
     assert [(p.question, p.answer) for p in (task.problem("train", i) for i in range(task.size("train")))] == [
         ('a, "b"\r\nc', "012"),
         ("none", "NA"),  # cells are texts: no number, no missing value is made of them
