@@ -34,7 +34,9 @@ def reward_values(objective: Objective, completions: Sequence[Completion]) -> Te
             rewards = []
             for completion in completions:
                 clock.begin(completion)
-                rewards.append(_as_number(objective.key, completion, objective.reward(completion)))
+                reward = objective.reward(completion)
+                is_plain = type(reward) is float and reward == reward  # nearly all are; this is for speed
+                rewards.append(reward if is_plain else _as_number(objective.key, completion, reward))
             return torch.tensor(rewards)
         q = stated_confidences(completions, objective.number)
         values = objective.score(q, correct_flags(completions, objective.answer))
@@ -75,8 +77,6 @@ def _guarded(objective: Objective) -> Iterator[Clock]:
 
 def _as_number(key: str, completion: Completion, reward: Any) -> float:
     """Return a reward as a float, NaN for None. Raises UserError for NaN, and for what is not one real number."""
-    if type(reward) is float and reward == reward:  # nearly all are
-        return reward
     if reward is None:
         return math.nan
     if hasattr(reward, "item") and getattr(reward, "shape", None) == ():
