@@ -22,7 +22,8 @@ from bae.objectives.brier import brier
 from bae.objectives.correctness import correctness
 from bae.objectives.outcomes import given_reward
 from bae.objectives.reward_view import reward_view, score_table
-from bae.objectives.scoring import Scorer, correct_flags, stated_confidences
+from bae.objectives.scoring import Scorer
+from bae.objectives.values import correct_flags, stated_confidences
 from bae.rollout.local.engine import LocalEngine
 from bae.rollout.pipeline import Pipeline
 from bae.tasks.arithmetic import Arithmetic

@@ -21,7 +21,7 @@ from bae.commands.build import make, make_pipeline, plain
 from bae.commands.cli import CONF
 from bae.evaluation.metrics import calibration
 from bae.method.advantages import spread_over_tokens
-from bae.objectives.scoring import correct_flags, stated_confidences
+from bae.objectives.values import correct_flags, stated_confidences
 from bae.training.forward import completion_pass
 from bae.training.options import UpdateOptions
 from bae.training.sketch import count_sketch

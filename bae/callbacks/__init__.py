@@ -16,6 +16,7 @@ from bae.callbacks.fidelity import Fidelity
 from bae.callbacks.held_out import HeldOut
 from bae.callbacks.interference import Interference
 from bae.callbacks.progress import ProgressBar
+from bae.callbacks.skipped_steps import SkippedSteps
 from bae.callbacks.telemetry import Telemetry
 from bae.callbacks.throughput import Throughput
 from bae.callbacks.writers import BlockwiseAdvantages, Rollouts
@@ -35,6 +36,7 @@ __all__ = [
     "OwnDemonstrations",
     "ProgressBar",
     "Rollouts",
+    "SkippedSteps",
     "Telemetry",
     "Throughput",
     "WarmStartTelemetry",

@@ -12,7 +12,9 @@ from lightning.pytorch.callbacks import Checkpoint
 from bae.batch import RolloutBatch
 from bae.callbacks.run_logger import run_logger
 from bae.callbacks.schedule import at_least_one, due
+from bae.errors import UserError
 from bae.rollout.pipeline import Pipeline
+from bae.training.finite import non_finite
 
 
 class Checkpoints(Checkpoint):
@@ -67,14 +69,32 @@ def saved_checkpoints(folder: Path) -> list[Path]:
     return sorted((folder / "checkpoints").glob("step_*.ckpt"))
 
 
+def last_good(folder: Path) -> str:
+    """Say which checkpoint of a run one can go on from, for the end of a message; folder: the run's."""
+    saved = saved_checkpoints(folder)
+    if not saved:
+        return "there is no checkpoint to go on from"
+    return f"the last good checkpoint is {saved[-1]}, which resume={folder} goes on from"
+
+
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Write beside the target and rename, so that a run killed while saving keeps the previous checkpoint whole.
+
+    It raises UserError for weights and optimiser states that are not finite: no run could go on from them.
 
     Lightning's own goes through $TMPDIR, which may be another file system, where a move is a copy.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         target = Path(path)
+        saved: dict[str, Any] = {
+            key: checkpoint[key] for key in ("state_dict", "optimizer_states") if key in checkpoint
+        }
+        if (name := non_finite(saved)) is not None:
+            raise UserError(
+                f"{target.name} is not saved, because {name} has numbers that are not finite; "
+                f"{last_good(target.parent.parent)}"
+            )
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_suffix(".partial")
         with open(partial, "wb") as file:

@@ -52,6 +52,8 @@ class Rollouts(L.Callback):
 class BlockwiseAdvantages(L.Callback):
     """Write `advantages`: reward minus baseline, objective by objective (paper, section 3).
 
+    They are all NaN if a reward of the batch, over all ranks, is infinite. The update then skips the step.
+
     Args:
         pipeline: its scorer has the objectives; it samples for a baseline that samples.
         baseline: for objectives of later blocks, which are conditioned on an outcome (`given`).
@@ -97,6 +99,12 @@ class BlockwiseAdvantages(L.Callback):
             # Every rank computes the whole batch: a batch mean is over all of it, and other baselines cost nothing.
             local = score_table(scored, self.scorer.objectives, self.outcome, group_index(rows, batch.group_size))
             table = ScoreTable(*(gather(trainer, column) for column in local))
+            if not table.rewards.isfinite().all():
+                # A mean that has an infinite reward in it is none, and a baseline that learns would never forget it.
+                # So there are no advantages, on any rank, and the update skips the step.
+                per_block = torch.full((rows, len(self.scorer.blocks)), torch.nan)
+                batch.advantages = Advantages(torch.full_like(scored.rewards, torch.nan), per_block)
+                return
             group = group_index(len(table.rewards), batch.group_size)
             baselines = self._baselines(trainer, batch, table, group)
             centred = advantages(table.rewards, baselines, table.present)

@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from bae.commands import process_setup, schema
+from bae.errors import UserError
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
@@ -25,10 +26,6 @@ KINDS = {"integer": int, "float": float, "bool": bool, "boolean": bool}
 ROOT = Path(__file__).parent.parent
 CONF = next(folder for folder in (ROOT.parent / "conf", ROOT / "conf") if folder.is_dir())
 """The configuration: beside the package in a checkout, inside it when installed."""
-
-
-class UserError(Exception):
-    """Say what the user can mend: one sentence with what, where and how."""
 
 
 @contextmanager

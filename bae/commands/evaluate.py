@@ -37,6 +37,8 @@ def check(cfg: DictConfig) -> None:
         raise cli.UserError(
             "name what to evaluate, one of the two: run=<MLflow run id or output folder>, or completions=<file>"
         )
+    if cfg.unreadable not in ("fail", "drop"):
+        raise cli.UserError(f"unreadable={cfg.unreadable}: choose fail or drop")
     for key in ("samples", "prompts", "resamples", "max_new_tokens", "temperature"):
         if cfg[key] is not None and cfg[key] <= 0:
             raise cli.UserError(f"{key}={cfg[key]}: must be above 0")
@@ -68,7 +70,7 @@ def evaluate_file(cfg: DictConfig) -> None:
     with cli.user_errors():
         quieten()
         verifier = make(cfg.verifier)
-        tables = read_completions(cfg.completions, plain(cfg.columns), plain(cfg.tags), verifier)
+        tables = read_completions(cfg.completions, plain(cfg.columns), plain(cfg.tags), verifier, cfg.unreadable)
         uri = cfg.logger.tracking_uri
         experiment_id = prepare_store(uri, cfg.logger.experiment, cfg.logger.artifacts)
     client = MlflowClient(uri)

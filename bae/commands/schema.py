@@ -78,6 +78,7 @@ class EvaluateSchema:
     columns: dict[str, Any] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
     verifier: dict[str, Any] = field(default_factory=dict)
+    unreadable: str = MISSING
     resamples: int = MISSING
     task: dict[str, Any] = field(default_factory=dict)
     logger: dict[str, Any] = field(default_factory=dict)

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from bae.batch import Completion
 from bae.evaluation.bootstrap import Pairs
-from bae.tasks.dataset import read_table
+from bae.tasks.dataset import Unreadable, read_table, readable_rows
 from bae.text.blocks import read_section
 from bae.text.number import parse_confidence
 from bae.text.verdict import Verdict
@@ -89,7 +89,11 @@ def by_attempt(table: pandas.DataFrame) -> dict[str, pandas.DataFrame]:
 
 
 def read_completions(
-    file: str, names: Mapping[str, str | None], tags: Mapping[str, str], verifier: Verifier
+    file: str,
+    names: Mapping[str, str | None],
+    tags: Mapping[str, str],
+    verifier: Verifier,
+    unreadable: Unreadable = "fail",
 ) -> dict[str, pandas.DataFrame]:
     """Read completions that someone else generated, and verify their answers.
 
@@ -100,19 +104,22 @@ def read_completions(
         tags: the words of the tags of the `answer` and the `confidence` section. A section counts if its tags appear
             exactly once.
         verifier: compares the answers with the references.
+        unreadable: what happens to rows whose reference the verifier cannot read.
 
     Returns:
         {model: completion table}; without a column for the model, {"completions": table}.
 
     Raises:
-        ValueError: one sentence, if the file lacks one of these columns.
+        ValueError: one sentence, if the file lacks one of these columns; or as `readable_rows` does.
         FileNotFoundError: if there is no such file.
     """
     rows = read_table(file)
     wanted = {ours: theirs for ours, theirs in names.items() if theirs}
     _check_columns(file, rows, wanted)
+    given = [None if row[wanted["reference"]] is None else str(row[wanted["reference"]]) for row in rows]
+    kept = readable_rows(f"completions={file}", given, verifier, unreadable, "unreadable")
+    rows, references = [rows[n] for n, _ in kept], [reference for _, reference in kept]
     texts = [str(row[wanted["text"]]) for row in rows]
-    references = [str(row[wanted["reference"]]) for row in rows]
     questions = [str(row[wanted["question"]]) if "question" in wanted else str(i) for i, row in enumerate(rows)]
     answers = [read_section(text, tags["answer"]) for text in texts]
     stated = [read_section(text, tags["confidence"]) for text in texts]

@@ -1,8 +1,9 @@
 """Objectives: what a block of a completion earns. One small file for each reward function or scoring rule.
 
-This room imports `bae.text`, `bae.method` and `bae.batch`. Start here for what an objective is, then read scoring.py
-(from sampled tokens to rewards), reward_view.py (what a baseline sees of them), outcomes.py (what baselines condition
-on) and refining.py (baselines that are finished in the training pass).
+This room imports `bae.errors`, `bae.text`, `bae.method` and `bae.batch`. Start here for what an objective is, then read
+scoring.py (from sampled tokens to rewards), values.py (how a user's function is asked), reward_view.py (what a baseline
+sees of the rewards), outcomes.py (what baselines condition on) and refining.py (baselines that are finished in the
+training pass).
 
 A reward function is any callable (Completion, …) -> float | None. None means "nothing here to score". A scoring rule is
 any callable (q, c, …) on tensors: the reward of stating the confidence q where an answer is right (c = 1) or not
@@ -12,11 +13,13 @@ baselines can use that. Yaml names either by `_target_`, so a user's own needs n
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from bae.batch import Completion
+from bae.errors import UserError
 from bae.text.blocks import ANSWER, CONFIDENCE, Block, tags_named
 
 Reward = Callable[[Completion], float | None]
@@ -40,11 +43,14 @@ class Objective:
         weight: the factor of its advantage, if several objectives share a block.
         given: the objective of an earlier block whose reward is the outcome that a conditioned baseline conditions on,
             or several such objectives. None for the first block.
+        timeout: seconds that one call of the reward or the score may take; None for no limit. Then the run stops, with
+            an error that names the objective. See bae.objectives.time_limit.
         number, answer: which `confidence` section states the number, and which `answer` it is about. Both count from
             0, for formats that have several.
 
     Raises:
-        ValueError: if the score has values that are not finite, or goes below `worst`.
+        ValueError: if the score has values that are not finite, or goes below `worst`; for a timeout that cannot work.
+        UserError: if the score gives something else than a number for each confidence.
     """
 
     name: str
@@ -56,11 +62,14 @@ class Objective:
     given: str | Sequence[str] | None = None
     number: int = 0
     answer: int = 0
+    timeout: float | None = 60.0
 
     def __post_init__(self) -> None:
+        where = self.key
+        if self.timeout is not None and not 0 < self.timeout < float("inf"):
+            raise ValueError(f"{where}.timeout={self.timeout}: must be above 0, or null for no limit")
         if self.score is None:
             return
-        where = f"objectives.rewards.{self.name}"
         lowest = lowest_score(where, self.score)
         if self.worst is None:
             object.__setattr__(self, "worst", lowest)
@@ -69,6 +78,11 @@ class Objective:
                 f"{where}.worst={self.worst}: the score goes down to {lowest:.6g}, so malformed output would pay; "
                 "leave worst out"
             )
+
+    @property
+    def key(self) -> str:
+        """Return its key in the configuration, for messages."""
+        return f"objectives.rewards.{self.name}"
 
     @property
     def givens(self) -> tuple[str, ...]:
@@ -83,10 +97,23 @@ def lowest_score(where: str, score: Score) -> float:
     """
     q = torch.linspace(0, 1, GRID).unsqueeze(1).expand(-1, 2)
     values = score(q, torch.tensor([0.0, 1.0]).expand(GRID, 2))
+    check_score(where, values, q.shape)
     if not values.isfinite().all():
         at = float(q[~values.isfinite()][0])
         raise ValueError(f"{where}.score is not finite for the confidence {at:g}; clip the confidence")
     return float(values.min())
+
+
+def check_score(where: str, values: Any, shape: torch.Size) -> None:
+    """Refuse what a scoring rule gave for confidences of a shape. Raises UserError if it is not a number for each.
+
+    where: the configuration key, for the message.
+    """
+    if not isinstance(values, Tensor) or not values.is_floating_point() or values.shape != shape:
+        gave = f"{values.dtype} {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
+        raise UserError(
+            f"{where}.score gave {gave} for confidences {tuple(shape)}; it must give a tensor of their shape"
+        )
 
 
 def check_objectives(objectives: Sequence[Objective], blocks: Sequence[Block]) -> None:
@@ -100,7 +127,7 @@ def check_objectives(objectives: Sequence[Objective], blocks: Sequence[Block]) -
     by_name = {objective.name: objective for objective in objectives}
     order = {block.name: k for k, block in enumerate(blocks)}
     for objective in objectives:
-        where = f"objectives.rewards.{objective.name}"
+        where = objective.key
         if (objective.reward is None) == (objective.score is None):
             raise ValueError(
                 f"{where}: give it a reward (of a completion) or a score (of a stated number), one of the two"

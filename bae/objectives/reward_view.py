@@ -12,7 +12,8 @@ from bae.method.stated_numbers import Candidates, Decisions, find_decisions
 from bae.objectives import Objective
 from bae.objectives.outcomes import Outcome
 from bae.objectives.refining import Ranks
-from bae.objectives.scoring import Scorer, correct_flags, stated_confidences
+from bae.objectives.scoring import Scorer
+from bae.objectives.values import correct_flags, stated_confidences
 
 OUTCOMES = 1e6
 """The factor between one outcome of a prefix and the next, where there are several. It is above any outcome that

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from bae.batch import Completion, Problem, SampledTokens, Scored
+from bae.errors import UserError
 from bae.objectives import Objective, check_objectives
+from bae.objectives.values import reward_values
 from bae.text.blocks import ANSWER, CONFIDENCE, Block, Malformed, Section, check_malformed, tags_named
 from bae.text.number import Number
 from bae.text.tokens import Located, locate_blocks
@@ -100,7 +102,7 @@ class Scorer:
         rewards, present, malformed = torch.zeros(shape), torch.zeros(shape).bool(), torch.zeros(shape).bool()
         for j, (objective, k) in enumerate(zip(self.objectives, self.block_of_objective, strict=True)):
             reached = (block_of == k).any(1)
-            values = _values(objective, completions)
+            values = reward_values(objective, completions)
             values[~torch.tensor([c.well_formed[k] for c in completions], dtype=torch.bool)] = torch.nan
             malformed[:, j] = reached & values.isnan()
             present[:, j] = reached & ~(malformed[:, j] & (self.malformed[j] == "mask"))
@@ -166,7 +168,8 @@ class Scoring:
         for answer in _answers(located.spans.sections):
             pair = answer, self._problems[n].answer
             if pair not in self._verdicts:
-                self._verdicts[pair] = self._scorer.verifier.submit([pair])
+                with _naming(self._problems[n]):
+                    self._verdicts[pair] = self._scorer.verifier.submit([pair])
 
     def finish(self, samples: SampledTokens) -> Scored:
         """Return the scores, once the verdicts are there. What was not added, or differs from it, is added first."""
@@ -187,12 +190,14 @@ class Scoring:
     def _completion(self, problem: Problem, read: _Read, tokens: Counter[int]) -> Completion:
         """Make the record of a completion; tokens: the number of tokens of each block."""
         spans = read.located.spans
+        with _naming(problem):
+            verdicts = tuple(self._verdicts[answer, problem.answer]()[0] for answer in _answers(spans.sections))
         return Completion(
             problem=problem,
             text=read.located.text,
             sections=spans.sections,
             well_formed=spans.well_formed,
-            verdicts=tuple(self._verdicts[answer, problem.answer]()[0] for answer in _answers(spans.sections)),
+            verdicts=verdicts,
             confidences=tuple(number.value for number in read.located.numbers),
             length=len(read.ids),
             truncated=not read.ended,
@@ -205,23 +210,10 @@ def _answers(sections: Sequence[Section]) -> list[str]:
     return [section.content for section in sections if section.tag == ANSWER]
 
 
-def _values(objective: Objective, completions: Sequence[Completion]) -> Tensor:
-    """Return (N,): the reward of each completion, NaN where there is nothing to score."""
-    if objective.score is not None:
-        q = stated_confidences(completions, objective.number)
-        # A score may make a number of NaN, by a comparison or a clamp.
-        return torch.where(q.isnan(), torch.nan, objective.score(q, correct_flags(completions, objective.answer)))
-    assert objective.reward is not None  # check_objectives
-    rewards = map(objective.reward, completions)
-    return torch.tensor([torch.nan if reward is None else reward for reward in rewards])
-
-
-def stated_confidences(completions: Sequence[Completion], which: int = 0) -> Tensor:
-    """Return (N,): the stated confidences, NaN where there is none."""
-    stated = (c.stated(which) for c in completions)
-    return torch.tensor([torch.nan if q is None else q for q in stated])
-
-
-def correct_flags(completions: Sequence[Completion], which: int = 0) -> Tensor:
-    """Return (N,): 1 where the answer is right, else 0."""
-    return torch.tensor([float(c.is_correct(which)) for c in completions])
+@contextmanager
+def _naming(problem: Problem) -> Iterator[None]:
+    """Turn what the verifier says of a bad reference into a UserError that names the problem."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(f"problem {problem.id}: {error}; correct it in the task") from error

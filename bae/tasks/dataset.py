@@ -2,16 +2,23 @@
 
 import csv
 import json
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from bae.batch import Problem
 from bae.text.verifier import Verifier
 
 FILES = (".jsonl", ".json", ".parquet", ".csv")
 """The suffixes of files that can be read; any other source is the name of a hub dataset."""
+
+SHOWN = 100
+"""The characters of a bad reference that a message shows."""
+
+Unreadable = Literal["fail", "drop"]
+"""What happens to a row whose reference the verifier cannot read: an error, or the row is left out."""
 
 
 class DatasetTask:
@@ -25,6 +32,8 @@ class DatasetTask:
         verifier: checks the answers.
         answer_after: the reference is the part of the answer column after the last place of this text. None takes the
             whole column.
+        unreadable: what happens to rows whose reference the verifier cannot read. All references of a split are looked
+            at when it is read.
     """
 
     def __init__(
@@ -34,6 +43,7 @@ class DatasetTask:
         answer: str,
         verifier: Verifier,
         answer_after: str | None = None,
+        unreadable: Unreadable = "fail",
     ) -> None:
         common = {"question": question, "answer": answer, "answer_after": answer_after}
         self.sources = {
@@ -41,6 +51,7 @@ class DatasetTask:
             for split, given in splits.items()
         }
         self.verifier = verifier
+        self.unreadable = unreadable
         self._problems: dict[str, list[Problem]] = {}
 
     def size(self, split: str) -> int:
@@ -56,7 +67,7 @@ class DatasetTask:
         if split not in self.sources:
             raise ValueError(f"the task has no split {split!r}; it has {', '.join(self.sources)}")
         if split not in self._problems:
-            self._problems[split] = self.sources[split].problems(split)
+            self._problems[split] = self.sources[split].problems(split, self.verifier, self.unreadable)
         return self._problems[split]
 
 
@@ -69,12 +80,12 @@ class Source:
     answer: str
     answer_after: str | None = None
 
-    def problems(self, split: str) -> list[Problem]:
-        """Read the problems; `split` is named in their ids and in messages.
+    def problems(self, split: str, verifier: Verifier, unreadable: Unreadable) -> list[Problem]:
+        """Read the problems; `split` is named in their ids and in messages. The others are as in DatasetTask.
 
         Raises:
             FileNotFoundError: one sentence, if there is no such file.
-            ValueError: one sentence, if the file cannot be read or lacks a column.
+            ValueError: one sentence, if the file cannot be read or lacks a column; or as readable_rows does.
         """
         if Path(self.source).suffix in FILES and not Path(self.source).is_file():
             raise FileNotFoundError(
@@ -86,14 +97,55 @@ class Source:
             if not rows or column not in rows[0]:
                 has = ", ".join(rows[0]) if rows else "no rows"
                 raise ValueError(f"task.splits.{split}={self.source}: no column {column!r}; it has {has}")
+        references = [self._reference(row) for row in rows]
+        where = f"task.splits.{split}={self.source}"
         return [
-            Problem(f"{split}/{index}", str(row[self.question]), self._reference(str(row[self.answer])), row)
-            for index, row in enumerate(rows)
+            Problem(f"{split}/{index}", str(rows[index][self.question]), reference, rows[index])
+            for index, reference in readable_rows(where, references, verifier, unreadable, "task.unreadable")
         ]
 
-    def _reference(self, answer: str) -> str:
-        """Cut the reference out of the text of the answer column."""
-        return (answer if self.answer_after is None else answer.rpartition(self.answer_after)[2]).strip()
+    def _reference(self, row: Mapping[str, Any]) -> str | None:
+        """Cut the reference out of the answer column; None if there is none."""
+        value = row.get(self.answer)
+        if value is None or value != value:  # NaN stands for an empty cell
+            return None
+        text = str(value)
+        if self.answer_after is not None:
+            _, mark, text = text.rpartition(self.answer_after)
+            if not mark:
+                return None
+        return text.strip()
+
+
+def readable_rows(
+    where: str, references: Sequence[str | None], verifier: Verifier, unreadable: Unreadable, key: str
+) -> list[tuple[int, str]]:
+    """Return the rows whose references can be read, with these.
+
+    Args:
+        where: what the references are of, for messages.
+        references: of each row; None if it has none.
+        verifier: tells which of them it can read.
+        unreadable: what happens to the other rows. If they are left out, a warning says how many.
+        key: the configuration key of `unreadable`, for messages.
+
+    Raises:
+        ValueError: one sentence with the first bad row, if there is one and `unreadable` is "fail" or no row is left.
+    """
+    faults = {text: "there is none" if text is None else verifier.fault(text) for text in dict.fromkeys(references)}
+    good = [(row, text) for row, text in enumerate(references) if text is not None and faults[text] is None]
+    if len(good) == len(references):
+        return good
+    bad = next(row for row, text in enumerate(references) if faults[text] is not None)
+    text = references[bad]
+    shown = "" if text is None else f", {text[:SHOWN]!r}{'…' * (len(text) > SHOWN)}"
+    first = f"the first in row {bad + 1}{shown}: {faults[text]}"
+    count = f"{len(references) - len(good)} of {len(references)}"
+    if unreadable == "fail" or not good:
+        advice = "correct it" + (f", or leave such rows out with {key}=drop" if good else "")
+        raise ValueError(f"{where}: {count} references cannot be read, {first}; {advice}")
+    warnings.warn(f"{where}: {count} rows are left out, because their references cannot be read, {first}", stacklevel=2)
+    return good
 
 
 def read_table(source: str) -> list[dict[str, Any]]:

@@ -66,6 +66,9 @@ class Verifier(Protocol):
         raise.
         """
 
+    def fault(self, reference: str) -> str | None:
+        """Return why a text cannot be a reference, such as "it is blank"; None if it can be one."""
+
     def close(self) -> None:
         """Drop the checks that are still running, and free what checks need. A later call starts anew."""
 
@@ -95,6 +98,10 @@ class IntegerVerifier:
     def equivalent(self, pairs: Sequence[Pair]) -> list[bool]:
         """Tell for each pair of answers whether they are the same text or the same integer."""
         return [self._same(one.strip(), other.strip()) for one, other in pairs]
+
+    def fault(self, reference: str) -> str | None:
+        """Return why a text cannot be a reference; None if it is an integer."""
+        return None if self._integer.fullmatch(reference.strip()) else "it is not an integer, or too long"
 
     def close(self) -> None:
         """Do nothing: no check is ever pending."""
@@ -162,6 +169,12 @@ class MathVerifier:
         unequal = [pair for pair in ordered if pair[0] != pair[1] and max(map(len, pair)) <= self.max_chars]
         verdicts = dict(zip(unequal, _Checks(self, _check_both_ways, unequal)(), strict=True))
         return [pair[0] == pair[1] or verdicts.get(pair) is Verdict.CORRECT for pair in ordered]
+
+    def fault(self, reference: str) -> str | None:
+        """Return why a text cannot be a reference; None if it can be one."""
+        if not reference.strip():
+            return "it is blank"
+        return None if answers.canonical(reference) else "its brackets do not match, or it has several boxes"
 
     def close(self) -> None:
         """Stop the workers and drop their checks. A later call starts new ones."""

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from bae.errors import UserError
 from bae.training import attention
 from bae.training.causal_lm import CausalLM
+from bae.training.finite import non_finite
 from bae.training.forward import check_shared_prefix
 
 mkldnn = torch.ops.mkldnn
@@ -62,7 +64,12 @@ class Policy:
         return chat
 
     def save(self, folder: Path) -> None:
-        """Write safetensors, configuration and tokenizer; `AutoModelForCausalLM.from_pretrained(folder)` reads them."""
+        """Write safetensors, configuration and tokenizer; `AutoModelForCausalLM.from_pretrained(folder)` reads them.
+
+        Raises UserError if a weight is not finite.
+        """
+        if (name := non_finite(self.model.state_dict())) is not None:
+            raise UserError(f"{folder} is not saved, because {name} has numbers that are not finite")
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 

@@ -3,6 +3,7 @@
 What differs between one process, DDP and sharded strategies is a `Loop`: bae.training.module has Lightning's.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
@@ -102,18 +103,27 @@ class Stepper:
         most = self.loop.over_ranks(torch.tensor(len(parts)), "max")
         return parts if len(parts) == most else micro_batches(samples, rows, budget, int(most))
 
-    def step(self) -> dict[str, float]:
+    def step(self, loss: float) -> dict[str, float]:
         """Clip the gradients by their global norm, and step the optimiser and the schedule.
 
+        If the loss or the norm is not finite on some rank, all ranks skip the step: weights, optimiser and schedule
+        stay as they are, as if this batch had not been, and the gradients are dropped.
+
+        Args:
+            loss: that the gradients are of, on this rank.
+
         Returns:
-            grad_norm, before clipping, and lr.
+            grad_norm, before clipping; lr; and skipped, 1 if the step was skipped and else 0.
         """
         norm = self.clip_gradients()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        bad = not (math.isfinite(norm) and math.isfinite(loss))
+        skipped = bool(self.loop.over_ranks(torch.tensor(float(bad)), "max") > 0)
         lr = float(self.scheduler.get_last_lr()[0])
-        self.scheduler.step()
-        return {"grad_norm": norm, "lr": lr}
+        if not skipped:
+            self.optimizer.step()
+            self.scheduler.step()
+        self.optimizer.zero_grad()
+        return {"grad_norm": norm, "lr": lr, "skipped": float(skipped)}
 
     def clip_gradients(self) -> float:
         """Clip the gradients by their global norm, and return the norm before."""

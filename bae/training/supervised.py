@@ -32,7 +32,7 @@ class SupervisedUpdate:
         self.stepper.configure(make_optimizer, steps)
 
     def step(self, batch: RolloutBatch) -> None:
-        """Train on a batch. Writes into `batch.metrics` the loss (nats a token), grad_norm and lr."""
+        """Train on a batch. Writes into `batch.metrics` the loss (nats a token), and what `Stepper.step` returns."""
         shown = batch.require_demonstrations()
         with batch.timed("update"):
             # DDP takes the mean over ranks, so each divides by the tokens that a rank has on average.
@@ -46,4 +46,5 @@ class SupervisedUpdate:
                 with self.stepper.loop.gradients_travel(part is parts[-1]):
                     self.stepper.loop.backward(loss)
                 total += loss.detach().cpu()
-            batch.metrics |= {"loss": float(self.stepper.loop.over_ranks(total))} | self.stepper.step()
+            batch.metrics["loss"] = float(self.stepper.loop.over_ranks(total))
+            batch.metrics |= self.stepper.step(float(total))

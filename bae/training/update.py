@@ -89,9 +89,10 @@ class Update:
     def step(self, batch: RolloutBatch) -> None:
         """Train on a batch.
 
-        Writes into `batch.metrics` the means over optimiser steps of entropy (nats a token), clip_fraction, grad_norm
-        and lr; and, if the engine reports with what probability it drew each token, of mismatch_kl, mismatch_max and
-        mismatch_capped. If a baseline has a refinement, it writes the advantages that were really applied.
+        Writes into `batch.metrics` the means over optimiser steps of entropy (nats a token), clip_fraction, and what
+        `Stepper.step` returns; and, if the engine reports with what probability it drew each token, of mismatch_kl,
+        mismatch_max and mismatch_capped. If a baseline has a refinement, it writes the advantages that were really
+        applied.
         """
         samples, _ = batch.require_rollouts()
         with batch.timed("update"):
@@ -155,7 +156,7 @@ class Update:
         share = len(inputs.weights) / len(mini)  # the token weights are those of the whole batch
         # DDP takes the mean over ranks, so each divides by the tokens that a rank has on average.
         tokens = float(self.stepper.loop.over_ranks(inputs.samples.completion_mask[mini].sum()))
-        sums, furthest = torch.zeros(4), torch.zeros(())
+        sums, total, furthest = torch.zeros(4), torch.zeros(()), torch.zeros(())
         for part, *prompts in passes(self.model, inputs.samples, parts, self._prefetches()):
             forward = completion_pass(self.model, inputs.samples, part, self.temperature, *prompts)
             mask, weight = (
@@ -169,8 +170,9 @@ class Update:
             sampled_log_p = self._sampled_log_p(inputs, part, old_log_p)
             kl, capped, most = mismatch(old_log_p, sampled_log_p, mask, self.options.importance_cap)
             sums += torch.stack([(forward.entropy.detach() * mask).sum(), clipped.sum(), kl, capped]).cpu()
+            total += loss.detach().cpu()
             furthest = torch.maximum(furthest, most.cpu())
-        metrics = self.stepper.step()
+        metrics = self.stepper.step(float(total))
         means = (self.stepper.loop.over_ranks(sums) / tokens).tolist()
         metrics |= {"entropy": means[0], "clip_fraction": means[1]}
         if inputs.samples.log_probs is not None:

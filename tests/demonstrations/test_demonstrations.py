@@ -181,9 +181,10 @@ def test_a_section_that_is_only_read_keeps_its_tags(content, name):
 
 def test_data_rows_travel_with_their_problems(tmp_path):
     from bae.tasks.dataset import DatasetTask
+    from bae.text.verifier import MathVerifier
 
     path = tmp_path / "x.jsonl"
     path.write_text(json.dumps({"q": "1+1", "a": "2", "why": "one more"}) + "\n")
-    problem = DatasetTask({"train": str(path)}, "q", "a", verifier=None).problem("train", 0)
+    problem = DatasetTask({"train": str(path)}, "q", "a", verifier=MathVerifier()).problem("train", 0)
     assert problem.columns == {"q": "1+1", "a": "2", "why": "one more"}
     assert problem == Problem("train/0", "1+1", "2") and "why" not in repr(problem)

@@ -85,6 +85,15 @@ def test_a_file_that_does_not_fit_is_one_sentence(tmp_path):
         read_completions(write(tmp_path / "b.jsonl", []), NAMES, TAGS, IntegerVerifier())
 
 
+def test_a_bad_reference_is_named_or_left_out(tmp_path):
+    path = write(tmp_path / "a.jsonl", [*ROWS[:3], ROWS[3] | {"answer": "A) 6"}, ROWS[3] | {"answer": None}])
+    with pytest.raises(ValueError, match=r"a\.jsonl: 2 of 5 .* row 4, 'A\) 6': it is not .* with unreadable=drop"):
+        read_completions(path, NAMES, TAGS, IntegerVerifier())
+    with pytest.warns(UserWarning, match="2 of 5 rows are left out"):
+        (table,) = read_completions(path, NAMES, TAGS, IntegerVerifier(), "drop").values()
+    assert list(table["verdict"]) == ["correct", "wrong", "unparseable"] and list(table["reference"]) == ["5", "5", "6"]
+
+
 def test_parquet_keeps_the_table(tmp_path):
     table = frame([columns([completion("a", "5", Verdict.CORRECT, 0.9), completion("a", None, None, None)])])
     table.to_parquet(tmp_path / "t.parquet", index=False)

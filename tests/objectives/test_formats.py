@@ -31,8 +31,9 @@ from bae.objectives.form import brevity, in_format
 from bae.objectives.outcomes import given_reward
 from bae.objectives.rao_blackwell import RaoBlackwell
 from bae.objectives.reward_view import number_decisions, reward_view, score_table
-from bae.objectives.scoring import Scorer, correct_flags, stated_confidences
+from bae.objectives.scoring import Scorer
 from bae.objectives.second_attempt import second_attempt
+from bae.objectives.values import correct_flags, stated_confidences
 from bae.rollout.local.engine import LocalEngine
 from bae.rollout.pipeline import Pipeline
 from bae.text.blocks import make_blocks

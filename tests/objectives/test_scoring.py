@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from bae.batch import Problem, SampledTokens
 from bae.demonstrations.tiny import make_tokenizer
+from bae.errors import UserError
 from bae.objectives import Objective, check_objectives, combined
 from bae.objectives.bce import bce
 from bae.objectives.brier import brier
@@ -334,6 +335,6 @@ def test_an_engine_that_fails_leaves_nothing_under_way():
 
 def test_a_bad_reference_stops_the_batch():
     verifier = Counting()
-    with pytest.raises(ValueError, match="reference"):
+    with pytest.raises(UserError, match="problem p: the reference is not an integer"):
         run(Paced(rows_of([RIGHT]), 0.0), verifier, Problem("p", "", "five"))
     assert verifier.closed == 1

@@ -8,7 +8,7 @@ from bae.tasks.arithmetic import Arithmetic
 from bae.tasks.dataset import DatasetTask
 from bae.tasks.loader import PromptDataModule, PromptLoader, problem_indices
 from bae.text.verdict import Verdict
-from bae.text.verifier import IntegerVerifier
+from bae.text.verifier import IntegerVerifier, MathVerifier
 from tests.support import DATA, needs
 
 SPLITS = {
@@ -66,7 +66,7 @@ def test_the_loader_goes_on_where_it_was():
 
 def dataset(path, **changes):
     options = {"question": "question", "answer": "answer", "answer_after": "####"} | changes
-    return DatasetTask({"train": str(path)}, verifier=IntegerVerifier(), **options)
+    return DatasetTask({"train": str(path)}, verifier=MathVerifier(), **options)
 
 
 def test_a_jsonl_file(tmp_path):
@@ -103,7 +103,7 @@ def test_a_split_may_have_columns_of_its_own(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"question": "q", "answer": "#### 5"}')
     (tmp_path / "b.jsonl").write_text('{"problem": "p", "answer": "#### 6"}')
     other = {"source": str(tmp_path / "b.jsonl"), "question": "problem", "answer_after": None}
-    task = DatasetTask({"train": str(tmp_path / "a.jsonl"), "val": other}, "question", "answer", IntegerVerifier(), "#")
+    task = DatasetTask({"train": str(tmp_path / "a.jsonl"), "val": other}, "question", "answer", MathVerifier(), "#")
     assert [task.problem("val", 0).question, task.problem("val", 0).answer] == ["p", "#### 6"]
     assert task.problem("train", 0).answer == "5"
 
@@ -120,10 +120,78 @@ def test_gsm8k():
 def test_a_csv_is_read_as_a_spreadsheet_writes_it(tmp_path):
     path = tmp_path / "sums.csv"
     path.write_bytes('\ufeffquestion,answer\r\n"a, ""b""\r\nc",012\r\nnone,NA\r\n'.encode())
-    task = DatasetTask({"train": str(path)}, "question", "answer", IntegerVerifier())
+    task = DatasetTask({"train": str(path)}, "question", "answer", MathVerifier())
     assert [(p.question, p.answer) for p in (task.problem("train", i) for i in range(task.size("train")))] == [
         ('a, "b"\r\nc', "012"),
         ("none", "NA"),  # cells are texts: no number, no missing value is made of them
     ]
     with pytest.raises(ValueError, match="no column 'reply'; it has question, answer"):
         DatasetTask({"train": str(path)}, "question", "reply", IntegerVerifier()).size("train")
+
+
+ROWS = ["12", "A) 11", "", "\\frac{1}{2", None, "\\boxed{3}\\boxed{4}", "\\frac{1}{2}"]
+
+
+def unreadable(path, verifier, references=ROWS, **options):
+    path.write_text("".join(json.dumps({"question": "q", "answer": answer}) + "\n" for answer in references))
+    return DatasetTask({"train": str(path)}, "question", "answer", verifier, **options)
+
+
+@pytest.mark.parametrize(
+    ("references", "message"),
+    [
+        (ROWS, r"task\.splits\.train=.*data\.jsonl: 5 of 7 references cannot be read, the first in row 2, 'A\) 11': "
+               r"its brackets do not match.*; correct it, or leave such rows out with task\.unreadable=drop"),
+        (["1", "2", " "], r"1 of 3 references cannot be read, the first in row 3, '': it is blank; correct it"),
+        (["1", None], r"1 of 2 references cannot be read, the first in row 2: there is none; correct it"),
+        (["1", "(" * 5000], r"row 2, '\({100}'…: its brackets"),
+        (["{"], r"1 of 1 references cannot be read, the first in row 1, '\{': its brackets .*; correct it$"),
+    ],
+)  # fmt: skip
+def test_an_unreadable_reference_is_named_before_training(tmp_path, references, message):
+    task = unreadable(tmp_path / "data.jsonl", MathVerifier(), references)
+    with pytest.raises(ValueError, match=message) as refused:
+        PromptDataModule(task, steps=1, prompts_per_step=1, group_size=2, seed=0)
+    assert "\n" not in str(refused.value)
+
+
+def test_rows_with_unreadable_references_can_be_left_out(tmp_path):
+    task = unreadable(tmp_path / "data.jsonl", MathVerifier(), unreadable="drop")
+    with pytest.warns(UserWarning, match=r"train=.*: 5 of 7 rows are left out, .* the first in row 2, 'A\) 11'"):
+        assert task.size("train") == 2
+    problems = [task.problem("train", i) for i in range(2)]
+    assert [problem.id for problem in problems] == ["train/0", "train/6"]  # the rows of the file
+    verdicts = task.verifier.verify([(problem.answer, problem.answer) for problem in problems])
+    assert verdicts == [Verdict.CORRECT] * 2
+    with pytest.raises(ValueError, match="2 of 2 references cannot be read"):
+        unreadable(tmp_path / "none.jsonl", MathVerifier(), ["", "{"], unreadable="drop").size("train")
+
+
+def test_each_verifier_says_what_it_can_read(tmp_path):
+    with pytest.raises(ValueError, match=r"4 of 5 .* row 2, '1,000': it is not an integer"):
+        unreadable(tmp_path / "data.jsonl", IntegerVerifier(), ["-7", "1,000", "1.0", "x", "9" * 200]).size("train")
+
+
+@pytest.mark.parametrize("verifier", [IntegerVerifier(), MathVerifier()])
+@pytest.mark.parametrize("reference", [row for row in ROWS if row is not None])
+def test_what_a_verifier_finds_no_fault_with_it_can_verify(verifier, reference):
+    """And what it finds one with, it refuses when it meets it."""
+    if verifier.fault(reference) is None:
+        assert verifier.verify([(reference, reference)]) == [Verdict.CORRECT]
+    else:
+        with pytest.raises(ValueError, match="reference"):
+            verifier.verify([("1", reference)])
+
+
+def test_a_row_without_the_text_before_the_reference_has_none(tmp_path):
+    path = tmp_path / "data.jsonl"
+    path.write_text('{"question": "q", "answer": "#### 5"}\n{"question": "q", "answer": "it is 6"}\n')
+    with pytest.raises(ValueError, match="1 of 2 references cannot be read, the first in row 2: there is none"):
+        dataset(path).size("train")
+
+
+def test_a_split_is_read_when_it_is_first_needed(tmp_path):
+    task = unreadable(tmp_path / "bad.jsonl", MathVerifier())
+    (tmp_path / "good.jsonl").write_text('{"question": "q", "answer": "5"}')
+    good = {"val": str(tmp_path / "good.jsonl"), "train": task.sources["train"].source}
+    assert DatasetTask(good, "question", "answer", MathVerifier()).size("val") == 1

@@ -1,0 +1,106 @@
+"""From completions to the rewards of one objective. What a user's function gives is checked, and it may not hang."""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bae.batch import Completion
+from bae.errors import UserError
+from bae.objectives import Objective, check_score
+from bae.objectives.time_limit import Clock, TimeUp, time_limit
+
+SHOWN = 200
+"""The characters of a completion that a message shows."""
+
+
+def reward_values(objective: Objective, completions: Sequence[Completion]) -> Tensor:
+    """Return (N,): the reward of each completion, NaN where there is nothing to score.
+
+    An infinite reward passes: it comes of a formula, such as log 0, and a rare text. No run need end for that; the
+    training step is skipped. NaN has no such meaning, and it would look like malformed output. So it is an error.
+
+    Raises:
+        UserError: one sentence with the objective and the completion, for a reward that is NaN or not one number, for a
+            score of another shape, and for a function that does not return in time.
+    """
+    with _guarded(objective) as clock:
+        if objective.score is None:
+            assert objective.reward is not None  # check_objectives
+            rewards = []
+            for completion in completions:
+                clock.begin(completion)
+                reward = objective.reward(completion)
+                is_plain = type(reward) is float and reward == reward  # nearly all are; this is for speed
+                rewards.append(reward if is_plain else _as_number(objective.key, completion, reward))
+            return torch.tensor(rewards)
+        q = stated_confidences(completions, objective.number)
+        values = objective.score(q, correct_flags(completions, objective.answer))
+    check_score(objective.key, values, q.shape)
+    for n in (values.isnan() & ~q.isnan()).nonzero().flatten().tolist():
+        raise UserError(f"{objective.key}.score gave nan for the confidence {q[n]:g} of {_shown(completions[n])}")
+    # A score may make a number of NaN, by a comparison or a clamp.
+    return torch.where(q.isnan(), torch.nan, values)
+
+
+def stated_confidences(completions: Sequence[Completion], which: int = 0) -> Tensor:
+    """Return (N,): the stated confidences, NaN where there is none."""
+    stated = (c.stated(which) for c in completions)
+    return torch.tensor([torch.nan if q is None else q for q in stated])
+
+
+def correct_flags(completions: Sequence[Completion], which: int = 0) -> Tensor:
+    """Return (N,): 1 where the answer is right, else 0."""
+    return torch.tensor([float(c.is_correct(which)) for c in completions])
+
+
+@contextmanager
+def _guarded(objective: Objective) -> Iterator[Clock]:
+    """Stop an objective's function after its timeout, with a UserError; add to its own errors where they arose."""
+    clock = Clock()
+    try:
+        with time_limit(clock, objective.timeout):
+            yield clock
+    except TimeUp as error:
+        raise UserError(
+            f"{objective.key} did not return within {objective.timeout:g} seconds for {_shown(clock.call)}; mend the "
+            f"function, or set {objective.key}.timeout to more seconds"
+        ) from error
+    except Exception as error:
+        error.add_note(f"in {objective.key}, for {_shown(clock.call)}")
+        raise
+
+
+def _as_number(key: str, completion: Completion, reward: Any) -> float:
+    """Return a reward as a float, NaN for None. Raises UserError for NaN, and for what is not one real number."""
+    if reward is None:
+        return math.nan
+    if hasattr(reward, "item") and getattr(reward, "shape", None) == ():
+        reward = reward.item()  # a scalar of torch or NumPy
+    if not isinstance(reward, Real):
+        raise UserError(
+            f"{key}.reward gave {_kind(reward)} for {_shown(completion)}; it must give one number, or None where there "
+            "is nothing to score"
+        )
+    if math.isnan(reward):
+        raise UserError(f"{key}.reward gave nan for {_shown(completion)}; give None where there is nothing to score")
+    return float(reward)
+
+
+def _kind(value: Any) -> str:
+    """Return the type of a value, and its shape if it has one."""
+    shape = getattr(value, "shape", None)
+    return f"a {type(value).__name__}" + ("" if shape is None else f" of shape {tuple(shape)}")
+
+
+def _shown(completion: Completion | None) -> str:
+    """Return a completion in a few words; None for a function of the whole batch."""
+    if completion is None:
+        return "the confidences of a batch"
+    text = completion.text
+    cut = text[:SHOWN] + "…" if len(text) > SHOWN else text
+    return f"problem {completion.problem.id} and the completion {cut!r}"
