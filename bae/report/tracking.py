@@ -227,9 +227,8 @@ class MLflowRun(Logger):
             self._worker = None
         self.log.close()
         if unsent := self.log.unsent():
-            tell(
-                f"{unsent} entries of this run are not in {self.uri} yet; send them later: bae-sync run={self.log.folder}"
-            )
+            later = f"bae-sync run={self.log.folder}"
+            tell(f"{unsent} entries of this run are not in {self.uri} yet; send them later with: {later}")
 
     @contextmanager
     def _logging(self) -> Iterator[None]:
