@@ -67,6 +67,10 @@ peers: $(VENV)/.peers ## Install TRL, which a test compares with
 .PHONY: vllm
 vllm: $(VENV)/.vllm ## Install the CPU build of vLLM; on a GPU: pip install vllm
 
+.PHONY: faults
+faults: $(VENV)/.project ## Inject faults into tiny runs: make faults ARGS='sigkill --count 40'
+	@$(BIN)/python benchmarks/faults.py $(ARGS)
+
 .PHONY: ui
 ui: $(VENV)/.project ## Open MLflow on the runs in outputs/
 	@$(BIN)/mlflow ui --workers 1 --backend-store-uri sqlite:///outputs/mlflow.db $(ARGS)

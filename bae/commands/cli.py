@@ -186,14 +186,13 @@ class RefuseCredentials(Callback):
         check_credentials(dict(_texts(config)))
 
 
-def _texts(node: DictConfig) -> Iterator[tuple[str, str]]:
+def _texts(node: Any) -> Iterator[tuple[str, str]]:
     """Yield (key, text) of a configuration, with references resolved as far as they can be already."""
-    pairs = node.items_ex(resolve=False) if isinstance(node, DictConfig) else enumerate(node._iter_ex(resolve=False))
-    for key, raw in pairs:
-        value = raw
-        if OmegaConf.is_interpolation(node, key):
-            with suppress(OmegaConfBaseException, ValueError):
-                value = node[key]
+    raw: Any = OmegaConf.to_container(node, resolve=False)
+    for key in raw if isinstance(raw, dict) else range(len(raw)):
+        value = raw[key]
+        with suppress(OmegaConfBaseException, ValueError):
+            value = node[key]
         if OmegaConf.is_config(value):
             yield from ((f"{key}.{below}", text) for below, text in _texts(value))
         elif isinstance(value, str):

@@ -228,20 +228,21 @@ def test_a_run_killed_in_its_last_held_out_pass_goes_on_and_reports_the_last_ste
 
 
 @pytest.mark.parametrize("place", ["command line", "a list", "experiment", "sweep"])
-def test_credentials_are_refused_before_anything_is_written(train, tmp_path, capsys, place):
+def test_credentials_are_refused_before_anything_is_written(train, tmp_path, capsys, monkeypatch, place):
     secret = "http://user:hunter2@localhost:1"
     arguments = {
         "command line": [f"logger.tracking_uri={secret}"],
         "a list": [f"logger={{tracking_uri: '{secret}'}}"],
-        "experiment": [f"--config-dir={tmp_path / 'own'}", "+experiment=mine"],
-        "sweep": [f"--config-dir={tmp_path / 'own'}", "+experiment=mine", "seed=0,1", "-m"],
+        "experiment": ["experiment=mine", f"--config-dir={tmp_path / 'own'}"],
+        "sweep": ["experiment=mine", "seed=0,1", "-m", f"--config-dir={tmp_path / 'own'}"],
     }[place]
     (tmp_path / "own" / "experiment").mkdir(parents=True)
     (tmp_path / "own" / "experiment" / "mine.yaml").write_text(
-        f"# @package _global_\nhost: user:hunter2@localhost:1\nlogger:\n  tracking_uri: http://${{host}}\n"
+        "# @package _global_\nlogger:\n  tracking_uri: http://${oc.env:LOGIN}@localhost:1\n"
     )
+    monkeypatch.setenv("LOGIN", "user:hunter2")
     with pytest.raises(SystemExit) as stopped:
-        train(*[a.replace("+experiment", "experiment") for a in arguments])
+        train(*arguments)
     said = str(stopped.value) + "".join(capsys.readouterr())
     assert "MLFLOW_TRACKING_USERNAME" in said and "hunter2" not in said and "\n" not in str(stopped.value)
     assert not list(outputs().rglob(".hydra")) and not list(outputs().rglob("config.yaml"))
