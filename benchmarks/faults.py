@@ -55,7 +55,8 @@ def fault(promise: str) -> Callable[[Callable[[int, Path], Iterator[Outcome]]], 
 
 STEPS = 4
 TINY = [
-    f"steps={STEPS}", "group_size=4", "prompts_per_step=4", "callbacks.held_out.prompts=8", "callbacks.held_out.every=1",
+    f"steps={STEPS}", "group_size=4", "prompts_per_step=4", "callbacks.held_out.prompts=8",
+    "callbacks.held_out.every=1",
     "callbacks.checkpoints.every=1", "callbacks.completions.every=1", "callbacks.throughput.seconds=0.01",
     "callbacks.evaluation.splits=[val]", "callbacks.evaluation.prompts=4", "callbacks.evaluation.samples=2",
 ]  # fmt: skip
