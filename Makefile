@@ -77,6 +77,10 @@ sbom: $(VENV)/.audit ## Write the bill of materials, dist/sbom.json (CycloneDX),
 	@$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --of JSON -o dist/sbom.json $(BIN)/python
 	@echo "dist/sbom.json"
 
+.PHONY: faults
+faults: $(VENV)/.project ## Inject faults into tiny runs: make faults ARGS='sigkill --count 40'
+	@$(BIN)/python benchmarks/faults.py $(ARGS)
+
 .PHONY: ui
 ui: $(VENV)/.project ## Open MLflow on the runs in outputs/
 	@$(BIN)/mlflow ui --workers 1 --backend-store-uri sqlite:///outputs/mlflow.db $(ARGS)

@@ -48,6 +48,7 @@ class Checkpoints(Checkpoint):
         done = batch.step + 1
         if not due(done, self.every, trainer.num_training_batches):
             return
+        run_logger(trainer).sync()  # a run that goes on from this checkpoint does not log the steps before it again
         trainer.save_checkpoint(self.folder / "checkpoints" / f"step_{done:06d}.ckpt")
         if trainer.is_global_zero:
             for old in saved_checkpoints(self.folder)[: -self.keep]:

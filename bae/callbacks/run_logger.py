@@ -27,6 +27,10 @@ class RunLogger(Protocol):
         """Log a folder under its own name."""
         ...
 
+    def sync(self) -> None:
+        """Wait until the disk has what was logged: before a checkpoint after which it is not logged again."""
+        ...
+
 
 class _Everyone:
     """Hand everything on to the loggers of a trainer. A logger that is no RunLogger gets the metrics alone."""
@@ -53,6 +57,10 @@ class _Everyone:
     def log_folder(self, folder: Path) -> None:
         for logger in self._run_loggers():
             logger.log_folder(folder)
+
+    def sync(self) -> None:
+        for logger in self._run_loggers():
+            logger.sync()
 
 
 def run_logger(trainer: L.Trainer) -> RunLogger:

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from bae.commands import cli, schema, validate
 from bae.commands.trust import check_folder
+from bae.report.run_log import LOG, RUN_FILE
 
 if TYPE_CHECKING:
     import lightning as L
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from bae.training.policy import Policy
 
 CONFIG_FILE = "config.yaml"  # in the output folder: the configuration, as composed
-RUN_FILE = "run_id"  # in the output folder: the run in MLflow
 
 
 def make(node: DictConfig, **more: Any) -> Any:
@@ -46,7 +46,7 @@ def make_run(
     Args:
         cfg: of bae-train or bae-warmstart.
         make_update: makes what a training step does, for the policy of a pipeline.
-        run_id: the run in MLflow to go on with, None for a new one.
+        run_id: the run in MLflow to go on with; None for a new one, and for one that MLflow has not made yet.
         run_name: its name there.
     """
     import lightning as L
@@ -71,7 +71,7 @@ def make_run(
         **make(cfg.strategy),
         max_epochs=1,  # an epoch is the whole run; its batches are the steps
         callbacks=callbacks,
-        logger=make(cfg.logger, run_id=run_id, run_name=run_name),
+        logger=make(cfg.logger, folder=cfg.output_folder, run_id=run_id, run_name=run_name),
         enable_model_summary=False,
         log_every_n_steps=1,
         use_distributed_sampler=False,  # PromptLoader gives each rank its share
@@ -119,9 +119,22 @@ def run_folder(key: str, value: str, tracking_uri: str) -> Path:
     from bae.report.tracking import find_run_folder
 
     folder = Path(value) if Path(value).is_dir() else find_run_folder(key, value, tracking_uri)
-    if not (folder / RUN_FILE).is_file():
-        raise cli.UserError(f"{key}={value}: {folder} is not the output folder of a run; it has no {RUN_FILE}")
+    if not (folder / RUN_FILE).is_file() and not (folder / LOG).is_file():  # MLflow may not have made the run yet
+        raise cli.UserError(
+            f"{key}={value}: {folder} is not the output folder of a run; it has neither {RUN_FILE} nor {LOG}"
+        )
     return folder
+
+
+def run_id_of(folder: Path) -> str | None:
+    """Return the id in MLflow of the run in `folder`, or None if MLflow has not made it yet."""
+    file = folder / RUN_FILE
+    return file.read_text().strip() if file.is_file() else None
+
+
+def logger_of(saved: DictConfig, folder: Path) -> Any:
+    """Make the logger of the run in `folder`, to log more to it. saved: its configuration."""
+    return make(saved.logger, folder=str(folder), run_id=run_id_of(folder))
 
 
 def saved_config(key: str, folder: Path, trust: Sequence[str], overrides: Sequence[str] = ()) -> DictConfig:
@@ -166,7 +179,7 @@ def check_version(folder: Path, saved: DictConfig) -> None:
         try:
             validate.find_target(path, target)
         except cli.UserError as error:
-            maker = made_by((folder / RUN_FILE).read_text().strip(), saved.logger.tracking_uri)
+            maker = made_by(run_id_of(folder), saved.logger.tracking_uri)
             raise cli.UserError(
                 f"{folder}: this run was made by {maker}, and its {path} is {target}, which this version lacks; "
                 "use that version, or make the run anew with this one"
@@ -209,7 +222,7 @@ def quieten() -> None:
     from transformers.utils import logging as transformers_logging
 
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # that it makes its tables
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # its tables; a locked file, with a traceback
     transformers_logging.disable_progress_bar()
     warnings.filterwarnings("ignore", message=".*module\\(s\\) in eval mode.*")  # meant: no dropout
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")  # between lightning and torch

@@ -6,17 +6,20 @@ import functools
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.errors import HydraException, InstantiationException
-from omegaconf import DictConfig
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from bae.commands import process_setup, schema
 from bae.errors import UserError
+from bae.report.credentials import has_credentials, refusal
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
@@ -65,6 +68,7 @@ def run(task: Callable[[DictConfig], None], config_name: str) -> None:
             check_names()
             task(cfg)
 
+    check_credentials({argument.partition("=")[0]: argument for argument in sys.argv[1:]})
     # Hydra then raises, and the sentence can be ours.
     with _one_sentence(chosen == "1"), _environment(FULL_ERROR, "1"):
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(quiet)()
@@ -174,6 +178,39 @@ def check_names() -> None:
                 raise UserError(
                     f"{path}: conf/{path.relative_to(folder)} of the package hides it; give it another name"
                 )
+
+
+def check_credentials(values: Mapping[str, str]) -> None:
+    """Exit with one sentence if one of these is an address with a user name or a password, before it is written.
+
+    values: {where it was written: the text}.
+    """
+    for key, value in values.items():
+        if has_credentials(value):
+            sys.exit(f"{Path(sys.argv[0]).name}: {refusal('the command line' if '://' in key else key)}")
+
+
+class RefuseCredentials(Callback):
+    """Refuse credentials in a configuration before Hydra saves it in `.hydra/`. The command line is checked before."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        check_credentials(dict(_texts(config)))
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        check_credentials(dict(_texts(config)))
+
+
+def _texts(node: Any) -> Iterator[tuple[str, str]]:
+    """Yield (key, text) of a configuration, with references resolved as far as they can be already."""
+    raw: Any = OmegaConf.to_container(node, resolve=False)
+    for key in raw if isinstance(raw, dict) else range(len(raw)):
+        value = raw[key]
+        with suppress(OmegaConfBaseException, ValueError):
+            value = node[key]
+        if OmegaConf.is_config(value):
+            yield from ((f"{key}.{below}", text) for below, text in _texts(value))
+        elif isinstance(value, str):
+            yield str(key), value
 
 
 def _known_keys() -> set[str]:

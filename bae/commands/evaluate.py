@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig, ListConfig
 
 from bae.commands import cli
-from bae.commands.build import RUN_FILE, make, plain, quieten, trained
+from bae.commands.build import logger_of, make, plain, quieten, trained
 
 if TYPE_CHECKING:
     import pandas
 
     from bae.evaluation.measure import Summary
+    from bae.report.tracking import MLflowRun
     from bae.text.verifier import Verifier
 
 
@@ -54,55 +55,53 @@ def evaluate_run(cfg: DictConfig) -> None:
         splits = list(cfg.split) if isinstance(cfg.split, ListConfig) else [cfg.split]
         for split in splits:
             task.size(split)
+        logger = logger_of(before, folder)
     prefix = f"{cli.choice('task')}_" if cfg.task else ""
     tables = ((f"{prefix}{split}", sample(pipeline, split, cfg.prompts, cfg.samples, cfg.seed)) for split in splits)
-    run_id = (folder / RUN_FILE).read_text()
-    record(tables, task.verifier, folder / "evaluation", before.logger.tracking_uri, run_id, cfg.resamples)
+    record(tables, task.verifier, folder / "evaluation", logger, cfg.resamples)
 
 
 def evaluate_file(cfg: DictConfig) -> None:
     """Score the completions of a file, model by model; no model is loaded."""
-    from mlflow import MlflowClient
-
     from bae.evaluation.completion_table import read_completions
-    from bae.report.tracking import prepare_store
 
     with cli.user_errors():
         quieten()
         verifier = make(cfg.verifier)
         tables = read_completions(cfg.completions, plain(cfg.columns), plain(cfg.tags), verifier, cfg.unreadable)
-        uri = cfg.logger.tracking_uri
-        experiment_id = prepare_store(uri, cfg.logger.experiment, cfg.logger.artifacts)
-    client = MlflowClient(uri)
-    stem = Path(cfg.completions).stem
-    run_id = client.create_run(experiment_id, run_name=stem, tags={"completions": cfg.completions}).info.run_id
+        stem = Path(cfg.completions).stem
+        folder = Path(cfg.outputs) / "evaluations" / stem
+        logger = make(cfg.logger, folder=str(folder), run_name=stem)
+    logger.begin()  # each time a run of its own
+    logger.set_tags({"completions": cfg.completions})
     named = ((model.replace("/", "_"), table) for model, table in tables.items())
-    record(named, verifier, Path(cfg.outputs) / "evaluations" / stem, uri, run_id, cfg.resamples)
-    client.set_terminated(run_id)
+    record(named, verifier, folder, logger, cfg.resamples, "FINISHED")
 
 
 def record(
     tables: "Iterable[tuple[str, pandas.DataFrame]]",
     verifier: "Verifier",
     folder: Path,
-    tracking_uri: str,
-    run_id: str,
+    logger: "MLflowRun",
     resamples: int,
+    status: str | None = None,
 ) -> None:
-    """Measure each table as it comes, write it to `folder` and log it to the run; print what was found."""
-    from mlflow import MlflowClient
+    """Measure each table as it comes, write it to `folder` and log it to the run; print what was found.
 
+    status: of the run in the end; None leaves it as it is.
+    """
     from bae.evaluation.measure import lines, measure
-    from bae.report.tracking import log_evaluation
 
-    client = MlflowClient(tracking_uri)
     summaries: dict[str, Summary] = {}
     for name, table in tables:
         found, files = measure(table, verifier, folder, name, resamples)
-        log_evaluation(client, run_id, found, files)
+        logger.log_evaluation(found, files)
         summaries |= found
     print("\n".join(["", *lines(summaries), ""]))
-    print(f"samples  {folder}\nrun      {run_id} in {tracking_uri}")
+    if status is not None:
+        logger.set_status(status)
+    logger.close()
+    print(f"samples  {folder}\nrun      {logger.place}")
 
 
 if __name__ == "__main__":

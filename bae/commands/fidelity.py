@@ -11,7 +11,7 @@ import hydra
 from omegaconf import DictConfig
 
 from bae.commands import cli
-from bae.commands.build import RUN_FILE, make, plain, trained
+from bae.commands.build import logger_of, make, plain, trained
 from bae.seeds import Namespace, key
 
 if TYPE_CHECKING:
@@ -30,25 +30,22 @@ def main() -> None:
 
 def fidelity(cfg: DictConfig) -> None:
     """Sample, compare, write, log and print what the configuration names."""
-    from mlflow import MlflowClient
-
-    from bae.report.tracking import log_fidelity
-
     with cli.user_errors():
         check(cfg)
         folder, before, pipeline = trained(cfg)
         pipeline.task.size(cfg.split)
         baselines = {name: make(baseline_config(name)) for name in cfg.baselines}
+        logger = logger_of(before, folder)
         fallback, study = make(cfg.fallback_baseline), make_study(cfg, pipeline, baselines)
     place = folder / "fidelity" / cfg.split
     table, sketches = collect(measured(cfg, study, place / f"parts_{digest(cfg, folder, study.refining)}"))
     if table.empty:
         raise cli.UserError(f"run={cfg.run}: none of its completions reaches a later block, so nothing can be compared")
     results, gradients, files = compare(cfg, table, sketches, baselines, fallback, place)
-    run_id, uri = (folder / RUN_FILE).read_text(), before.logger.tracking_uri
-    log_fidelity(MlflowClient(uri), run_id, cfg.split, results, files)
+    logger.log_fidelity(cfg.split, results, files)
+    logger.close()
     shown = [*lines(results), *([] if gradients is None else gradient_lines(gradients)), "", *map(str, files)]
-    print("\n".join([*shown, f"run {run_id} in {uri}"]))
+    print("\n".join([*shown, f"run {logger.place}"]))
 
 
 def check(cfg: DictConfig) -> None:

@@ -11,6 +11,10 @@ ENVIRONMENT = {
     # MLflow reports its use to its makers unless told not to.
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    # What waits for a server, as bae-report does, gives one up that never answers after three attempts of a minute.
+    # MLflow's own values are eight of two minutes. What a run logs is sent again and again anyway.
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
 }
 
 

@@ -22,6 +22,7 @@ def main() -> None:
 def report(cfg: DictConfig) -> None:
     """Write the table and the figure that the configuration names; print the table, and what is missing."""
     from bae.report.finished_runs import FinishedRuns
+    from bae.report.store import StoreError
 
     if cfg.table is None and cfg.figure is None:
         raise cli.UserError("name what to report: table=1 (2, 3, 5, 6, 7), figure=1 (2, 4, training), or both")
@@ -30,10 +31,23 @@ def report(cfg: DictConfig) -> None:
     finished = FinishedRuns(cfg.logger.tracking_uri, cfg.experiments, cfg.runs, cfg.models, cfg.resamples)
     folder = Path(cfg.folder)
     folder.mkdir(parents=True, exist_ok=True)
-    if table:
-        write_tables(table, f"table{cfg.table}", folder, finished)
-    if figure:
-        write_figure(figure, f"figure{cfg.figure}", folder, finished)
+    try:
+        if table:
+            write_tables(table, f"table{cfg.table}", folder, finished)
+        if figure:
+            write_figure(figure, f"figure{cfg.figure}", folder, finished)
+    except StoreError as error:
+        raise cli.UserError(str(error)) from error
+    for line in unsent(Path(cfg.outputs)):
+        print(line)
+
+
+def unsent(outputs: Path) -> list[str]:
+    """Return a line for each run of this folder that MLflow does not have in full, so that no table has it in full."""
+    from bae.report.run_log import logs_below
+
+    counts = [(log.folder, log.unsent()) for log in logs_below(outputs)]
+    return [f"not in MLflow yet: {n} entries; send them with: bae-sync run={folder}" for folder, n in counts if n]
 
 
 def load_spec(kind: str, name: str) -> Mapping[str, Any]:

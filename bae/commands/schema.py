@@ -130,11 +130,20 @@ class ReportSchema:
     folder: str = MISSING
 
 
+@dataclass
+class SyncSchema:
+    """Give the keys of conf/sync.yaml their types. That file says what each key means."""
+
+    run: str | None = None
+    tracking_uri: str | None = None
+
+
 SCHEMAS = {
     "train": TrainSchema,
     "evaluate": EvaluateSchema,
     "fidelity": FidelitySchema,
     "report": ReportSchema,
+    "sync": SyncSchema,
     "warmstart": WarmstartSchema,
 }
 OBJECTIVES = frozenset(("system_prompt", "examples", "malformed", "blocks", "rewards"))

@@ -1,6 +1,8 @@
 """Make a multirun one parent run in MLflow, with its jobs as children."""
 
 import os
+import sys
+from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -39,26 +41,25 @@ class SweepParent(Callback):
         logger = config.logger
         os.environ[SWEPT] = " ".join(swept_keys(config.hydra))
         overrides = " ".join(config.hydra.overrides.task) or "sweep"
-        os.environ[tracking.PARENT_RUN] = tracking.open_parent(
-            logger.tracking_uri, logger.experiment, logger.artifacts, name=overrides[:200]
-        )
+        try:
+            os.environ[tracking.PARENT_RUN] = tracking.open_parent(
+                logger.tracking_uri, logger.experiment, logger.artifacts, name=overrides[:200]
+            )
+        except ValueError as error:  # before any job; Hydra would make a warning of it
+            sys.exit(f"{Path(sys.argv[0]).name}: {error}")
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """Mark the parent as failed if a job failed. The sweep may end at once."""
-        from mlflow import MlflowClient
-
-        from bae.report import tracking
+        from bae.report import store, tracking
 
         parent = os.environ.get(tracking.PARENT_RUN)
         if parent and job_return.status == JobStatus.FAILED:
-            MlflowClient(config.logger.tracking_uri).set_terminated(parent, "FAILED")
+            store.connect(config.logger.tracking_uri).set_terminated(parent, "FAILED")
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        from mlflow import MlflowClient
-
-        from bae.report import tracking
+        from bae.report import store, tracking
 
         os.environ.pop(SWEPT)
-        client, parent = MlflowClient(config.logger.tracking_uri), os.environ.pop(tracking.PARENT_RUN)
+        client, parent = store.connect(config.logger.tracking_uri), os.environ.pop(tracking.PARENT_RUN)
         if client.get_run(parent).info.status == "RUNNING":
             client.set_terminated(parent)

@@ -20,12 +20,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from bae.commands import cli, schema
-from bae.commands.build import CONFIG_FILE, RUN_FILE, make, make_run, plain, run_folder, saved_config
+from bae.commands.build import CONFIG_FILE, make, make_run, plain, run_folder, run_id_of, saved_config
 from bae.commands.sweep import job_name
 
 if TYPE_CHECKING:
     import lightning as L
 
+    from bae.report.run_log import RunLog
     from bae.rollout.pipeline import Pipeline
     from bae.training.causal_lm import CausalLM
     from bae.training.module import Trains
@@ -73,14 +74,14 @@ def fit(
             given = HydraConfig.get().overrides.task
             changes = [o for o in given if o.partition("=")[0] not in ("resume", "trust")]
             cfg = saved_config("resume", folder, cfg.trust, changes)
-            run_id = (folder / RUN_FILE).read_text()
+            run_id = run_id_of(folder)
         check(cfg)
         if cfg.skip_finished and not cfg.resume and (finished := find_finished(cfg)):
             print(f"done before: run {finished} in {cfg.logger.tracking_uri}; skip_finished=false does it again")
             return None
         trainer, module, data = make_run(cfg, make_update, run_id, job_name(cfg.logger.run_name))
     if trainer.is_global_zero:
-        record(cfg, trainer.logger, module.model, is_new=run_id is None)
+        record(cfg, trainer.logger, module.model, is_new=checkpoint is None)
     with ranks_of_one_job(cfg):
         trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
     if not trainer.is_global_zero:
@@ -128,9 +129,11 @@ def record(cfg: DictConfig, logger: Any, model: "CausalLM", is_new: bool) -> Non
     if is_new:
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(cfg, folder / CONFIG_FILE)
-        (folder / RUN_FILE).write_text(logger.run_id)
+        logger.begin()
         choices = HydraConfig.get().runtime.choices.items()
         logger.log_config(plain(cfg), {group: option for group, option in choices if not {"/", "@"} & set(group)})
+    else:
+        logger.set_status("RUNNING")  # it may be FINISHED or FAILED
     logger.set_tags(
         {
             "output_folder": str(folder.absolute()),
@@ -198,19 +201,29 @@ def find_checkpoint(cfg: DictConfig) -> tuple[Path, Path]:
 
 def report(cfg: DictConfig, trainer: "L.Trainer") -> None:
     """Print what the run changed on held-out problems, where it is, and the command that opens it."""
-    from bae.report.tracking import absolute, history
-
     logger: Any = trainer.logger
-    uri, run_id = absolute(cfg.logger.tracking_uri), logger.run_id
     if cfg.callbacks.held_out:
-        print(f"\n{'held-out problems':<20}{'before':>10}{'after':>10}")
-        for name in ("accuracy", "attempt_2/accuracy", "ece", "auroc", "brier", "confidence", "malformed"):
-            values = history(uri, run_id, f"{cfg.callbacks.held_out.prefix}/{name}")
-            if values and not all(map(math.isnan, values.values())):  # the format has such a thing
-                print(f"{name:<20}{values[min(values)]:>10.3f}{values[max(values)]:>10.3f}")
+        print("\n".join(["", *changes(logger.log, cfg.callbacks.held_out.prefix, cfg.steps)]))
     print(f"\npolicy   {Path(cfg.output_folder) / 'policy'}")
-    print(f"run      {run_id} in {uri}, experiment {cfg.logger.experiment}")
-    print(f"open it  {Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri {uri}")
+    print(f"run      {logger.place}, experiment {cfg.logger.experiment}")
+    print(f"open it  {Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri {logger.uri}")
+
+
+def changes(log: "RunLog", prefix: str, steps: int) -> list[str]:
+    """Return a table of held-out metrics before the first step and after step `steps`, and of no other step.
+
+    It is read from the log of the run, which has everything, whether the store has it or not.
+    """
+    held_out = log.history(f"{prefix}/")
+    rows = []
+    for name in ("accuracy", "attempt_2/accuracy", "ece", "auroc", "brier", "confidence", "malformed"):
+        values = held_out.get(f"{prefix}/{name}", {})
+        pair = [values.get(step, math.nan) for step in (0, steps)]
+        if not all(map(math.isnan, pair)):  # the format has such a thing
+            rows.append(f"{name:<20}" + "".join(f"{'-' if math.isnan(v) else f'{v:.3f}':>10}" for v in pair))
+    if not rows:
+        return [f"held-out problems: the log of this run has none of step 0, and none of step {steps}"]
+    return [f"{'held-out problems':<20}{'before':>10}{'after':>10}", *rows]
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from mlflow.entities import Run
 
 from bae.evaluation.completion_table import merge
 from bae.report import tracking
+from bae.report.store import connect
 
 
 class FinishedRuns:
@@ -41,7 +42,7 @@ class FinishedRuns:
     @cached_property
     def client(self) -> MlflowClient:
         """Return a client of the store."""
-        return MlflowClient(self.tracking_uri)
+        return connect(self.tracking_uri)
 
     def by_model(self, spec: Mapping[str, Any], method: Mapping[str, Any]) -> dict[str, list[Run]]:
         """Find the runs of a method, one for each seed. If a seed was run more than once, the newest run is taken.

@@ -1,75 +1,37 @@
 """Keep runs in MLflow: make the store, open or reopen a run, and log configurations, evaluations and files."""
 
 import os
+import re
 import subprocess
-import time
+import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-from lightning.pytorch.loggers import MLFlowLogger
+import pandas
+from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
-from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.entities import Run
 
 from bae.evaluation.voting import metric_name
+from bae.report.credentials import refuse_credentials
+from bae.report.run_log import RunLog, Sent, write_whole
+from bae.report.shipping import Shipper, Worker, tell
+from bae.report.store import NotInStore, StoreError, absolute, answering, connect, prepare_store, store
 
 PARENT_RUN = "BAE_PARENT_RUN"
 """The environment variable by which a sweep tells the id of its own run to its jobs, in any process."""
 
 PARAM_LIMIT = 500
 """The most characters of a parameter that are logged."""
-SQLITE = "sqlite:///"
-"""The beginning of the URI of a store in an SQLite file."""
+FAILURE_WAIT = 10.0
+"""Seconds that a run that failed or was stopped waits for the store: whoever stopped it may not wait longer."""
+NOT_IN_NAMES = re.compile(r"[^a-zA-Z0-9_/. -]")
+"""The signs that MLflow does not allow in the name of a metric."""
 PACKAGES = ("blockwise-advantage", "torch", "transformers", "lightning", "mlflow", "hydra-core", "math-verify", "numpy")
 """The packages whose versions are logged."""
-
-
-@contextmanager
-def store(tracking_uri: str) -> Iterator[MlflowClient]:
-    """Give a client of a store whose schema exists. For SQLite, no other process is in a `with` body at the same time.
-
-    Jobs that start together wait for each other here, because MLflow's own set-up of a new SQLite file is not safe if
-    two processes do it at once.
-    """
-    if not tracking_uri.startswith(SQLITE):
-        yield MlflowClient(tracking_uri)
-        return
-    database = Path(tracking_uri.removeprefix(SQLITE)).absolute()
-    database.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{database}.lock"):
-        client = MlflowClient(tracking_uri)
-        client.search_experiments(max_results=1)  # makes the schema
-        yield client
-
-
-def prepare_store(tracking_uri: str, experiment: str, artifacts: str | None) -> str:
-    """Make the database, the schema and the experiment if they do not exist.
-
-    Args:
-        tracking_uri: of the store.
-        experiment: its name.
-        artifacts: the folder for artifacts; it is used only with SQLite, and only for a new experiment.
-
-    Returns:
-        The id of the experiment.
-    """
-    with store(tracking_uri) as client:
-        found = client.get_experiment_by_name(experiment)
-        if found:
-            return str(found.experiment_id)
-        local = Path(artifacts).absolute().as_uri() if artifacts and tracking_uri.startswith(SQLITE) else None
-        return str(client.create_experiment(experiment, local))
-
-
-def absolute(tracking_uri: str) -> str:
-    """Return a URI of the same store that does not depend on the working directory."""
-    if not tracking_uri.startswith(SQLITE):
-        return tracking_uri
-    return SQLITE + str(Path(tracking_uri.removeprefix(SQLITE)).absolute())
 
 
 def open_parent(tracking_uri: str, experiment: str, artifacts: str | None, name: str) -> str:
@@ -79,54 +41,96 @@ def open_parent(tracking_uri: str, experiment: str, artifacts: str | None, name:
         tracking_uri, experiment, artifacts: see prepare_store.
         name: of the run.
     """
-    experiment_id = prepare_store(tracking_uri, experiment, artifacts)
-    return str(MlflowClient(tracking_uri).create_run(experiment_id, run_name=name).info.run_id)
+    with answering(tracking_uri):
+        experiment_id = prepare_store(tracking_uri, experiment, artifacts)
+        return str(connect(tracking_uri).create_run(experiment_id, run_name=name).info.run_id)
 
 
-class MLflowRun(MLFlowLogger):
+class MLflowRun(Logger):
     """Log to a run in MLflow, as a logger of Lightning. Only the first rank logs.
+
+    Everything goes to the log in the output folder (bae.report.run_log), and from there to the store in the background
+    (bae.report.shipping). So a store that is away or slow neither stops nor delays a run.
 
     Args:
         tracking_uri: an SQLite file (`sqlite:///outputs/mlflow.db`) or a server.
         experiment: its name.
+        folder: the output folder of the run. If it has a log, that is gone on with.
         artifacts: the folder for artifacts, with SQLite.
         run_name: of a new run; None lets MLflow choose one.
-        run_id: a run to continue. Steps that it already holds are not logged again. None starts a new run.
+        run_id: a run of this folder that has no log, because an earlier version made it.
+        wait: seconds that the end of a run waits for the store, at most.
+
+    Raises:
+        ValueError: for credentials in the address, and for a run without a log if the store does not have it.
     """
 
     def __init__(
         self,
         tracking_uri: str,
         experiment: str,
+        folder: str,
         artifacts: str | None = None,
         run_name: str | None = None,
         run_id: str | None = None,
+        wait: float = 60.0,
     ) -> None:
-        self.logged_until = -1
-        if is_rank_zero():
-            run_id = self._open(tracking_uri, experiment, artifacts, run_name, run_id)
-        super().__init__(experiment_name=experiment, tracking_uri=tracking_uri, run_id=run_id)
+        super().__init__()
+        refuse_credentials("logger.tracking_uri", tracking_uri)
+        self.uri = absolute(tracking_uri)
+        self.experiment_name = experiment
+        self.artifacts = str(Path(artifacts).absolute()) if artifacts else None
+        self.run_name = run_name
+        self.wait = wait
+        self.log = RunLog(Path(folder))
+        self._worker: Worker | None = None
+        if run_id and self.log.is_empty and is_rank_zero():
+            self._adopt(run_id)
 
-    def _open(
-        self, tracking_uri: str, experiment: str, artifacts: str | None, name: str | None, run_id: str | None
-    ) -> str:
-        """Start a run, or reopen the run `run_id`, and return its id."""
-        experiment_id = prepare_store(tracking_uri, experiment, artifacts)
-        client = MlflowClient(tracking_uri)
-        if run_id is None:
-            parent = {"mlflow.parentRunId": os.environ[PARENT_RUN]} if os.environ.get(PARENT_RUN) else {}
-            own = {f"version.{package}": version(package) for package in PACKAGES} | {"git_revision": git_revision()}
-            return str(client.create_run(experiment_id, run_name=name, tags=own | parent).info.run_id)
-        client.update_run(run_id, status="RUNNING")  # it may be FINISHED or FAILED; a killed run is still RUNNING
-        self.logged_until = _last_step(client, run_id)
-        return run_id
+    @property
+    def name(self) -> str:
+        """Return the name of the experiment."""
+        return self.experiment_name
+
+    @property
+    def version(self) -> str | None:
+        """Return the id of the run."""
+        return self.run_id
+
+    @property
+    def run_id(self) -> str | None:
+        """Return the id of the run, or None if the store has not made it yet."""
+        return self.log.sent().run_id
+
+    @property
+    def place(self) -> str:
+        """Return in words where the run is."""
+        return f"{self.run_id} in {self.uri}" if self.run_id else f"not in {self.uri} yet"
+
+    def begin(self) -> None:
+        """Begin a run. It is made in the store as soon as that answers."""
+        parent = {"mlflow.parentRunId": os.environ[PARENT_RUN]} if os.environ.get(PARENT_RUN) else {}
+        own = {f"version.{package}": version(package) for package in PACKAGES} | {"git_revision": git_revision()}
+        self.log.append(
+            "run",
+            id=uuid.uuid4().hex,
+            name=self.run_name,
+            experiment=self.experiment_name,
+            artifacts=self.artifacts,
+            tracking_uri=self.uri,
+            tags=own | parent,
+        )
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log metrics of a step, unless a continued run already holds the step."""
-        if step is None or step > self.logged_until:
-            super().log_metrics(metrics, step)
+        """Log metrics of a step that are not logged yet. Signs that MLflow allows in no name are left out."""
+        with self._logging():
+            self.log.append_metrics({NOT_IN_NAMES.sub("", key): value for key, value in metrics.items()}, step or 0)
 
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: log_config logs the whole configuration."""
+
+    @rank_zero_only
     def log_config(self, config: Mapping[str, Any], choices: Mapping[str, str]) -> None:
         """Log the configuration as config.yaml, and flattened as parameters.
 
@@ -135,76 +139,133 @@ class MLflowRun(MLFlowLogger):
             choices: {config group: option}, logged as parameters too.
         """
         flat = {**_flatten(config), **choices}
-        params = [Param(key, str(value)[:PARAM_LIMIT]) for key, value in flat.items() if value is not None]
-        for i in range(0, len(params), 100):  # MLflow's limit for one call
-            self.experiment.log_batch(self.run_id, params=params[i : i + 100])
-        self.experiment.log_dict(self.run_id, dict(config), "config.yaml")
+        params = {key: str(value)[:PARAM_LIMIT] for key, value in flat.items() if value is not None}
+        with self._logging():
+            self.log.append("params", values=params)
+            self.log.append("dict", value=dict(config), to="config.yaml")
 
+    @rank_zero_only
     def log_completions(self, table: dict[str, list], step: int) -> None:
         """Log the columns of a completion table as an artifact, such as completions/step_000050.json."""
-        if step > self.logged_until:
-            self.experiment.log_table(self.run_id, table, f"completions/step_{step:06d}.json")
+        file = f"completions/step_{step:06d}.json"
+        write_whole(self.log.folder / file, pandas.DataFrame(table).to_json(orient="split", index=False))
+        with self._logging():
+            self.log.append("table", file=file, to="completions")
 
+    @rank_zero_only
     def log_evaluation(self, summaries: Mapping[str, Any], files: Iterable[Path]) -> None:
-        """Log an evaluation to this run, as the function `log_evaluation` does."""
-        assert self.run_id is not None  # only the first rank logs
-        log_evaluation(self.experiment, self.run_id, summaries, files)
+        """Log summaries as metrics `eval/<name>/…`, and files as artifacts in `evaluation/`.
 
+        Args:
+            summaries: {name: bae.evaluation.measure.Summary}. The curves of test-time scaling are logged with the
+                number of samples as the step.
+            files: their paths.
+        """
+        values = []
+        for name, summary in summaries.items():
+            values += [(f"eval/{name}/{key}", value, 0) for key, value in summary.metrics.items()]
+            for strategy, curve in summary.scaling.items():
+                values += [(f"eval/{name}/{metric_name(strategy)}", y, n) for n, y in enumerate(curve, 1)]
+        self._log_results(values, files, "evaluation")
+
+    @rank_zero_only
+    def log_fidelity(self, split: str, results: Any, files: Iterable[Path]) -> None:
+        """Log results as metrics `fidelity/<split>/<objective>/<G>/<set>/<baseline>/…`, and files as artifacts.
+
+        Args:
+            split: of the task.
+            results: the table of `bae.fidelity.compare.compare_advantages`.
+            files: their paths; they go to `fidelity/<split>`.
+        """
+        keys = ("rmse", "observed_rmse", "bias", "slope", "correlation", "fallback")
+        values = []
+        for row in results.to_dict("records"):
+            place = row["set"].replace("=", "_").replace("+", "")  # MLflow allows neither sign in a name
+            prefix = f"fidelity/{split}/{row['objective']}/{row['group_size']}/{place}/{row['baseline']}"
+            values += [(f"{prefix}/{key}", row[key], 0) for key in keys]
+        self._log_results(values, files, f"fidelity/{split}")
+
+    @rank_zero_only
     def log_folder(self, folder: Path) -> None:
         """Log a folder as artifacts under its own name."""
-        self.experiment.log_artifacts(self.run_id, str(folder), folder.name)
+        self._log_files([folder], folder.name)
 
+    @rank_zero_only
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags of the run."""
-        self.experiment.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+        with self._logging():
+            self.log.append("tags", values=dict(tags))
 
+    @rank_zero_only
+    def set_status(self, status: str) -> None:
+        """Set the status of the run: RUNNING, FINISHED, FAILED or KILLED."""
+        with self._logging():
+            self.log.append("status", value=status)
 
-def log_evaluation(client: MlflowClient, run_id: str, summaries: Mapping[str, Any], files: Iterable[Path]) -> None:
-    """Log summaries as metrics `eval/<name>/…`, and files as artifacts in `evaluation/`.
+    @rank_zero_only
+    def sync(self) -> None:
+        """Wait until the disk has what was logged, not until the store has it."""
+        self.log.sync()
 
-    Args:
-        client: of the store.
-        run_id: of the run.
-        summaries: {name: bae.evaluation.measure.Summary}. The curves of test-time scaling are logged with the number of
-            samples as the step.
-        files: their paths.
-    """
-    values = []
-    for name, summary in summaries.items():
-        values += [(f"eval/{name}/{key}", value, 0) for key, value in summary.metrics.items()]
-        for strategy, curve in summary.scaling.items():
-            values += [(f"eval/{name}/{metric_name(strategy)}", y, n) for n, y in enumerate(curve, 1)]
-    _log(client, run_id, values, files, "evaluation")
+    @rank_zero_only
+    def finalize(self, status: str = "success") -> None:
+        """Set the status, and wait for the store: `wait` seconds at most, after a failure FAILURE_WAIT."""
+        if self.log.is_empty:
+            return
+        word = {"success": "FINISHED", "finished": "FINISHED"}.get(status, status.upper())
+        try:
+            self.set_status(word)
+        except OSError as error:  # the failure itself may be that the disk is full; its own message is to be seen
+            tell(str(error))
+        self.close(self.wait if word == "FINISHED" else min(self.wait, FAILURE_WAIT))
 
+    @rank_zero_only
+    def close(self, seconds: float | None = None) -> None:
+        """Wait for the store, `wait` seconds at most, and say what is to be sent later."""
+        if self._worker is not None:
+            self._worker.finish(self.wait if seconds is None else seconds)
+            self._worker = None
+        self.log.close()
+        if unsent := self.log.unsent():
+            later = f"bae-sync run={self.log.folder}"
+            tell(f"{unsent} entries of this run are not in {self.uri} yet; send them later with: {later}")
 
-def log_fidelity(client: MlflowClient, run_id: str, split: str, results: Any, files: Iterable[Path]) -> None:
-    """Log results as metrics `fidelity/<split>/<objective>/<G>/<set>/<baseline>/…`, and files as artifacts.
+    @contextmanager
+    def _logging(self) -> Iterator[None]:
+        """Begin the run before the first entry is appended in the `with` body, and wake the worker after it."""
+        if self.log.is_empty:
+            self.begin()
+        yield
+        if self._worker is None:
+            self._worker = Worker(Shipper(self.log, self.uri))
+            self._worker.start()
+        self._worker.wake()
 
-    Args:
-        client: of the store.
-        run_id: of the run.
-        split: of the task.
-        results: the table of `bae.fidelity.compare.compare_advantages`.
-        files: their paths; they go to `fidelity/<split>`.
-    """
-    keys = ("rmse", "observed_rmse", "bias", "slope", "correlation", "fallback")
-    values = []
-    for row in results.to_dict("records"):
-        place = row["set"].replace("=", "_").replace("+", "")  # MLflow allows neither sign in a name
-        prefix = f"fidelity/{split}/{row['objective']}/{row['group_size']}/{place}/{row['baseline']}"
-        values += [(f"{prefix}/{key}", row[key], 0) for key in keys]
-    _log(client, run_id, values, files, f"fidelity/{split}")
+    def _log_results(self, values: Sequence[tuple[str, float, int]], files: Iterable[Path], place: str) -> None:
+        """Log metrics, given as (name, value, step), and files as artifacts in the folder `place`."""
+        with self._logging():
+            self.log.append_results(values)
+        self._log_files(files, place)
 
+    def _log_files(self, files: Iterable[Path], place: str) -> None:
+        """Log files, or folders, as artifacts in the folder `place`."""
+        home = self.log.folder.absolute()
+        with self._logging():
+            for path in map(Path.absolute, files):
+                file = path.relative_to(home) if path.is_relative_to(home) else path
+                self.log.append("artifact", file=str(file), to=place)
 
-def _log(
-    client: MlflowClient, run_id: str, values: Sequence[tuple[str, float, int]], files: Iterable[Path], place: str
-) -> None:
-    """Log metrics, given as (name, value, step), and files as artifacts in the folder `place`."""
-    now = int(time.time() * 1000)
-    for i in range(0, len(values), 1000):  # MLflow's limit for one call
-        client.log_batch(run_id, metrics=[Metric(key, value, now, step) for key, value, step in values[i : i + 1000]])
-    for file in files:
-        client.log_artifact(run_id, str(file), place)
+    def _adopt(self, run_id: str) -> None:
+        """Make the log of a run that has none, of what the store has, so that nothing of it is logged again."""
+        with answering(self.uri):
+            client = connect(self.uri)
+            keys = client.get_run(run_id).data.metrics
+            histories = {key: client.get_metric_history(run_id, key) for key in keys}
+        self.begin()
+        for key, values in histories.items():
+            kind = "results" if key.startswith("eval/") else "metrics"
+            self.log.append(kind, metrics=[(key, m.value, m.step) for m in values])
+        self.log.mark_sent(Sent(self.log.path.stat().st_size, run_id))
 
 
 def is_rank_zero() -> bool:
@@ -222,27 +283,24 @@ def find_run_folder(key: str, run_id: str, tracking_uri: str) -> Path:
 
     Raises:
         FileNotFoundError: one sentence, if there is no such run or it has no such tag.
+        StoreError: one sentence, if the store does not answer.
     """
-    from mlflow.exceptions import MlflowException
-
     try:
-        with store(tracking_uri) as client:
+        with answering(tracking_uri), store(tracking_uri) as client:
             return Path(client.get_run(run_id).data.tags["output_folder"])
-    except (MlflowException, KeyError) as error:
+    except (NotInStore, KeyError) as error:
         raise FileNotFoundError(
             f"{key}={run_id}: neither an output folder nor a run in {tracking_uri}; give the folder that the run "
             "printed, or its MLflow run id"
         ) from error
 
 
-def made_by(run_id: str, tracking_uri: str) -> str:
-    """Return in words which version of this package made a run."""
-    from mlflow.exceptions import MlflowException
-
+def made_by(run_id: str | None, tracking_uri: str) -> str:
+    """Return in words which version of this package made a run. run_id: None if the store does not have it."""
     try:
-        with store(tracking_uri) as client:
-            tags = client.get_run(run_id).data.tags
-    except MlflowException:
+        with answering(tracking_uri), store(tracking_uri) as client:
+            tags = client.get_run(run_id).data.tags if run_id else {}
+    except StoreError:
         tags = {}
     release, revision = tags.get("version.blockwise-advantage"), tags.get("git_revision", "unknown")
     named = f"version {release}" if release else "an earlier version"
@@ -256,26 +314,26 @@ def search(tracking_uri: str, experiments: Sequence[str], filter_string: str) ->
         tracking_uri: of the store.
         experiments: names; those that do not exist are left out.
         filter_string: in MLflow's search language.
+
+    Raises:
+        StoreError: one sentence, if the store does not answer.
     """
-    with store(tracking_uri) as client:
-        found = [client.get_experiment_by_name(name) for name in experiments]
-    ids = [experiment.experiment_id for experiment in found if experiment]
+    newest = ["attributes.start_time DESC"]
     runs: list[Run] = []
     token: str | None = ""
-    while ids and token is not None:
-        page = client.search_runs(ids, filter_string, order_by=["attributes.start_time DESC"], page_token=token or None)
-        runs, token = runs + list(page), page.token or None
+    with answering(tracking_uri):
+        with store(tracking_uri) as client:
+            found = [client.get_experiment_by_name(name) for name in experiments]
+        ids = [experiment.experiment_id for experiment in found if experiment]
+        while ids and token is not None:
+            page = client.search_runs(ids, filter_string, order_by=newest, page_token=token or None)
+            runs, token = runs + list(page), page.token or None
     return runs
 
 
 def history(tracking_uri: str, run_id: str, metric: str) -> dict[int, float]:
     """Return {step: value} of one metric of a run."""
-    return {m.step: m.value for m in MlflowClient(tracking_uri).get_metric_history(run_id, metric)}
-
-
-def _last_step(client: MlflowClient, run_id: str) -> int:
-    """Return the last step that a run has logged, or -1."""
-    return max((m.step for m in client.get_metric_history(run_id, "train/accuracy")), default=-1)
+    return {m.step: m.value for m in connect(tracking_uri).get_metric_history(run_id, metric)}
 
 
 def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

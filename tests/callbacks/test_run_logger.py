@@ -26,6 +26,9 @@ class Everything:
     def log_folder(self, folder):
         self.seen.append(("folder", folder))
 
+    def sync(self):
+        self.seen.append(("sync",))
+
 
 class MetricsAlone:
     def __init__(self):
@@ -41,6 +44,7 @@ def log_everything(loggers, folder):
     one.log_completions({"text": ["x"]}, 4)
     one.log_evaluation({"val": "summary"}, (path for path in (folder / "a", folder / "b")))
     one.log_folder(folder)
+    one.sync()
 
 
 def test_each_logger_gets_everything_it_can_take(tmp_path):
@@ -51,6 +55,7 @@ def test_each_logger_gets_everything_it_can_take(tmp_path):
         ("completions", {"text": ["x"]}, 4),
         ("evaluation", {"val": "summary"}, [tmp_path / "a", tmp_path / "b"]),  # a generator reaches both
         ("folder", tmp_path),
+        ("sync",),
     ]  # fmt: skip
     assert plain.seen == [({"a": 1.0}, 3)]
 

@@ -86,8 +86,9 @@ def test_a_run_is_found_in_mlflow(train, capsys):
     assert text.startswith("1+2=<reasoning>")
 
 
-def test_the_completion_table_can_be_read(train):
+def test_the_completion_table_can_be_read(train, monkeypatch):
     train("steps=1")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store())  # load_table searches there, whatever the client
     (run,) = runs()
     where = {"run_ids": [run.info.run_id], "experiment_id": run.info.experiment_id}
     table = MlflowClient(store()).load_table(artifact_file="completions/step_000001.json", **where)
@@ -198,6 +199,53 @@ def test_a_stopped_run_goes_on_where_it_was(train, monkeypatch):
     assert run.info.status == "FINISHED"
     assert [step for step, _ in history(run, "train/accuracy")] == [1, 2, 3, 4]
     assert [step for step, _ in history(run, "val/accuracy")] == [0, 2, 4]
+
+
+def test_a_run_killed_in_its_last_held_out_pass_goes_on_and_reports_the_last_step(train, monkeypatch, capsys):
+    """Telemetry of the last step is logged, held-out problems are not; the table must not show those of step 2."""
+    from bae.callbacks import HeldOut
+
+    real = HeldOut._measure
+
+    def stop(self, trainer, step):
+        if step == 3:
+            raise RuntimeError("stopped")
+        real(self, trainer, step)
+
+    monkeypatch.setattr(HeldOut, "_measure", stop)
+    with pytest.raises(RuntimeError, match="stopped"):
+        train("steps=3")
+    (run,) = runs()
+    assert [step for step, _ in history(run, "train/accuracy")] == [1, 2, 3]
+    monkeypatch.setattr(HeldOut, "_measure", real)
+    capsys.readouterr()
+    (Path(run.data.tags["output_folder"]) / "run_id").unlink()  # as if MLflow had not made the run yet
+    resume_without_small(run.data.tags["output_folder"])
+    assert [step for step, _ in history(run, "val/accuracy")] == [0, 2, 3] and len(runs()) == 1
+    (shown,) = re.findall(r"^accuracy +([\d.]+) +([\d.]+)$", capsys.readouterr().out, re.M)
+    values = dict(history(run, "val/accuracy"))
+    assert shown == (f"{values[0]:.3f}", f"{values[3]:.3f}")
+
+
+@pytest.mark.parametrize("place", ["command line", "a list", "experiment", "sweep"])
+def test_credentials_are_refused_before_anything_is_written(train, tmp_path, capsys, monkeypatch, place):
+    secret = "http://user:hunter2@localhost:1"
+    arguments = {
+        "command line": [f"logger.tracking_uri={secret}"],
+        "a list": [f"logger={{tracking_uri: '{secret}'}}"],
+        "experiment": ["experiment=mine", f"--config-dir={tmp_path / 'own'}"],
+        "sweep": ["experiment=mine", "seed=0,1", "-m", f"--config-dir={tmp_path / 'own'}"],
+    }[place]
+    (tmp_path / "own" / "experiment").mkdir(parents=True)
+    (tmp_path / "own" / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\nlogger:\n  tracking_uri: http://${oc.env:LOGIN}@localhost:1\n"
+    )
+    monkeypatch.setenv("LOGIN", "user:hunter2")
+    with pytest.raises(SystemExit) as stopped:
+        train(*arguments)
+    said = str(stopped.value) + "".join(capsys.readouterr())
+    assert "MLFLOW_TRACKING_USERNAME" in said and "hunter2" not in said and "\n" not in str(stopped.value)
+    assert not list(outputs().rglob(".hydra")) and not list(outputs().rglob("config.yaml"))
 
 
 def test_a_finished_run_can_be_made_longer(train):

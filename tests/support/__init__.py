@@ -26,7 +26,7 @@ needs_torchao = pytest.mark.skipif(find_spec("torchao") is None, reason="torchao
 @cache
 def empty_store():
     """The bytes of an MLflow store without runs; to set one up takes MLflow a second."""
-    from bae.report.tracking import SQLITE, store
+    from bae.report.store import SQLITE, store
 
     with tempfile.TemporaryDirectory() as folder:
         with store(f"{SQLITE}{folder}/mlflow.db"):

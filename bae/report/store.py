@@ -1,0 +1,94 @@
+"""Connect to a store of MLflow and make it ready; say in one sentence what is wrong with it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from bae.report.credentials import refuse_credentials
+
+SQLITE = "sqlite:///"
+"""The beginning of the URI of a store in an SQLite file."""
+
+
+class StoreError(ValueError):
+    """Say in one sentence that a store does not answer as it should."""
+
+
+class NotInStore(StoreError):
+    """Say in one sentence that a store does not have what was asked for."""
+
+
+def connect(tracking_uri: str) -> MlflowClient:
+    """Return a client of a store. Raises ValueError if there are credentials in the address."""
+    refuse_credentials("logger.tracking_uri", tracking_uri)
+    return MlflowClient(tracking_uri)
+
+
+@contextmanager
+def store(tracking_uri: str) -> Iterator[MlflowClient]:
+    """Give a client of a store whose schema exists. For SQLite, no other process is in a `with` body at the same time.
+
+    Jobs that start together wait for each other here, because MLflow's own set-up of a new SQLite file is not safe if
+    two processes do it at once.
+    """
+    if not tracking_uri.startswith(SQLITE):
+        yield connect(tracking_uri)
+        return
+    database = Path(tracking_uri.removeprefix(SQLITE)).absolute()
+    database.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{database}.lock"):
+        client = connect(tracking_uri)
+        client.search_experiments(max_results=1)  # makes the schema
+        yield client
+
+
+def prepare_store(tracking_uri: str, experiment: str, artifacts: str | None) -> str:
+    """Make the database, the schema and the experiment if they do not exist.
+
+    Args:
+        tracking_uri: of the store.
+        experiment: its name.
+        artifacts: the folder for artifacts; it is used only with SQLite, and only for a new experiment.
+
+    Returns:
+        The id of the experiment.
+    """
+    with store(tracking_uri) as client:
+        found = client.get_experiment_by_name(experiment)
+        if found:
+            return str(found.experiment_id)
+        local = Path(artifacts).absolute().as_uri() if artifacts and tracking_uri.startswith(SQLITE) else None
+        return str(client.create_experiment(experiment, local))
+
+
+def absolute(tracking_uri: str) -> str:
+    """Return a URI of the same store that does not depend on the working directory."""
+    if not tracking_uri.startswith(SQLITE):
+        return tracking_uri
+    return SQLITE + str(Path(tracking_uri.removeprefix(SQLITE)).absolute())
+
+
+@contextmanager
+def answering(tracking_uri: str) -> Iterator[None]:
+    """Raise a StoreError, one sentence, if the store fails in the `with` body."""
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise NotInStore(f"not in the MLflow store {tracking_uri}: {reason(error)}") from error
+        raise StoreError(f"the MLflow store {tracking_uri} does not answer as it should: {reason(error)}") from error
+
+
+def is_for_good(error: MlflowException) -> bool:
+    """Tell whether a store refused what it was given, and would refuse it again."""
+    return error.error_code == "INVALID_PARAMETER_VALUE"
+
+
+def reason(error: Exception) -> str:
+    """Return what an error says, in one short line."""
+    line = " ".join(str(error).split())
+    return line if len(line) <= 200 else f"{line[:200]} …"
