@@ -159,7 +159,9 @@ class Shipper:
 
     def _artifact(self, entry: Entry) -> None:
         path = self.log.folder / entry["file"]
-        if path.is_dir():
+        if not path.resolve().is_relative_to(self.log.folder.resolve()):  # the log may be a stranger's
+            tell(f"{path} is outside the run's folder, so it is not sent to MLflow")
+        elif path.is_dir():
             self._client.log_artifacts(self._run_id, str(path), entry["to"])
         elif path.is_file():
             self._client.log_artifact(self._run_id, str(path), entry["to"])
