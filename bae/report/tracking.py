@@ -24,7 +24,7 @@ PARAM_LIMIT = 500
 """The most characters of a parameter that are logged."""
 SQLITE = "sqlite:///"
 """The beginning of the URI of a store in an SQLite file."""
-PACKAGES = ("blockwise-advantage", "torch", "transformers", "lightning", "mlflow", "hydra-core", "math-verify", "numpy")
+PACKAGES = ("blockwise-advantage", "torch", "transformers", "lightning", "mlflow", "hydra-core", "mpmath", "numpy")
 """The packages whose versions are logged."""
 
 

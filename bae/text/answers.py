@@ -80,7 +80,7 @@ def matches(answer: str, reference: str, equal: Equal) -> bool:
     name, wanted_name = _name(answer), _name(reference)
     if name or wanted_name:  # before a tuple, an interval or a list
         bare, wanted_bare = answer[len(name) :], reference[len(wanted_name) :]
-        agree = not name or not wanted_name or name == wanted_name or r"\in" in name + wanted_name
+        agree = not name or not wanted_name or _variable(name) == _variable(wanted_name)
         if agree and "=" not in bare + wanted_bare:
             return matches(bare, wanted_bare, equal)
     if kind != wanted_kind or len(items) != len(wanted):
@@ -115,6 +115,10 @@ def _name(text: str) -> str:
     return match[0] if match else ""
 
 
+def _variable(name: str) -> str:
+    return name.removesuffix("=").strip().removesuffix(r"\in").strip()
+
+
 # Text
 
 
@@ -129,7 +133,8 @@ def _same_text(answer: str, reference: str) -> bool:
 
 def _plain(text: str) -> str:
     r"""Strip \text, brackets and full stops from plain text."""
-    return re.sub(" +", " ", text.replace(r"\text", "").strip("(){} ."))
+    text = re.sub(r"(?<!\.)\.$", "", text.replace(r"\text", "").strip("(){} "))
+    return re.sub(" +", " ", text)
 
 
 # Ratios and times

@@ -27,7 +27,7 @@ def number(text: str) -> tuple[Fraction, int] | None:
         text = match[1] + match[2]
     if match := _SCALED.fullmatch(text):
         scaled = number(match[1])
-        return scaled and (scaled[0] * _SCALES[match[2]], 0)
+        return (scaled[0] * _SCALES[match[2]], 0) if scaled and scaled[0] else None
     if match := _DECIMAL.fullmatch(text):
         exponent = int(match[2] or 0)
         return Fraction(match[1]) * Fraction(10) ** exponent, max(len(match[1].partition(".")[2]) - exponent, 0)

@@ -25,8 +25,7 @@ _SPELLINGS = {
         r"\{": r"\lbrace", r"\}": r"\rbrace", "pmatrix": "bmatrix", ";": "and", r"\vee ": r"or \lor ∨",  # noqa: RUF001
         r"^\circ ": r"° \degree", "%": r"\% percent", "$": r"\$", r"\overline": r"\bar",
         r"\text": r"\mbox \mathrm \mathbf \textbf \textrm \textit \operatorname",
-        **{rf"\{name} ": unicodedata.lookup(f"GREEK SMALL LETTER {name.upper()}") for name in GREEK if name != "lambda"},
-        r"\lambda ": "λ",
+        **{rf"\{name} ": sign for name, sign in zip(GREEK, "αβγδεζηθικλμνξρστυφχψω", strict=True)},
         **{f"{function} ": function[1:] for function in FUNCTIONS},
     }.items()
     for token in tokens.split()

@@ -76,7 +76,7 @@ def test_expressions_of_math500_are_read():
 
     for text in map(canonical, math500()):
         for item in answers._structure(text)[1]:
-            if not answers._TEXT.fullmatch(item) and "=" not in item:
+            if not answers._TEXT.fullmatch(item) and "=" not in item and not answers._structure(item)[0]:
                 assert answers._same_value(item, item, equal), item
     assert len(compared) > 60
 
