@@ -331,7 +331,7 @@ def _same_value(answer: str, reference: str, equal: Equal) -> bool:
     if r"\begin" in wanted:
         return _same_matrix(value, wanted, equal)
     if r"\infty" in value + wanted:
-        return value.removeprefix("+") == wanted.removeprefix("+")
+        return answer.removeprefix("+") == reference.removeprefix("+")
     found, wanted_number = number(value), number(wanted)
     if wanted_number is None:
         return _in_form(value, wanted) and equal(value, wanted)

@@ -21,7 +21,7 @@ _SPELLINGS = {
         ":": r"\colon ∶", "|": r"\lvert \rvert \vert",  # noqa: RUF001
         r"\infty ": "infinity inf ∞",
         r"\in ": "∈", r"\cup ": "∪", "<": r"\lt", ">": r"\gt",  # noqa: RUF001
-        r"\le ": r"\leq \leqslant ≤", r"\ge ": r"\geq \geqslant ≥", r"\emptyset ": r"\varnothing ∅",
+        r"\le ": r"\leq \leqslant ≤", r"\ge ": r"\geq \geqslant ≥", r"\emptyset ": r"\varnothing ∅", r"\ne ": r"\neq ≠",
         r"\{": r"\lbrace", r"\}": r"\rbrace", "pmatrix": "bmatrix", ";": "and", r"\vee ": r"or \lor ∨",  # noqa: RUF001
         r"^\circ ": r"° \degree", "%": r"\% percent", "$": r"\$", r"\overline": r"\bar",
         r"\text": r"\mbox \mathrm \mathbf \textbf \textrm \textit \operatorname",

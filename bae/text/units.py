@@ -85,6 +85,8 @@ def unit(text: str) -> str | None:
     """Return one name for a unit of the list: "m^2" for `square meters`, "mi/h" for `mph`; None for other words."""
     text = re.sub(r"^(?:US|U\.S\.) |(?<=year|ears) old$", "", text.strip())
     text = {"mph": "mile per hour", "kph": "kilometer per hour"}.get(text.lower(), text)
+    if temperature := re.fullmatch("degrees? ([Cc]elsius|[Ff]ahrenheit)", text):
+        return f"degree {temperature[1][0].upper()}"
     match = _UNIT.fullmatch(re.sub(r"(?i)\b(square|sq|cubic|cu)\b", lambda found: found[0].lower(), text))
     if match is None:
         return None
@@ -116,7 +118,7 @@ def measure(text: str) -> tuple[str, str]:
         The value, and the name of the unit: "" if there is none, with a "?" before it if it is not in the list. One
         letter is a unit inside \\text only, since it may be a variable elsewhere.
     """
-    text = re.sub(r" ?per cent$|\\text\{ ?per cent ?\}$", "%", text)
+    text = re.sub(r" ?per cent$|\\text\{ ?per cent ?\}$", "%", re.sub(r"(?<=[0-9])\\sec$", "sec", text))
     if temperature := re.search(r"\^\\circ ?(?:\\text\{ ?([CF]) ?\}|([CF]))$", text):
         return text[: temperature.start()], f"degree {temperature[1] or temperature[2]}"
     for sign, name in (("%", "%"), (r"^\circ", "degree"), ("$", "dollar")):
@@ -128,7 +130,7 @@ def measure(text: str) -> tuple[str, str]:
         return (value, name) if after in ("", name) else (value, f"{name}{after}") if after[0] == "/" else (text, "")
     if not (match := _TAIL.search(text)):
         return text, ""
-    inside, power = next(group for group in match.groups()[:4] if group is not None), match[5] or ""
+    inside, power = str(next(group for group in match.groups()[:4] if group is not None)), match[5] or ""
     value = text[: match.start()].strip()
     inside = re.sub(r"^(sq|cu)\.(?=[a-z])", r"\1 ", inside.strip("() "))
     scale, _, rest = inside.partition(" ")
