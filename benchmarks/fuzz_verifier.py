@@ -1,4 +1,4 @@
-"""Look for wrong answers that the verifier accepts, or that break it: python benchmarks/fuzz_verifier.py [--seconds 60].
+"""Look for texts that the verifier takes wrongly, or that break it: python benchmarks/fuzz_verifier.py [--seconds 60].
 
 Inputs are of two kinds, in turn. Perturbed references have another number, sign, variable, order, or a word or sign
 that changes, hedges or denies them: none may be accepted. Hostile texts are random pieces of LaTeX, Unicode and
@@ -37,9 +37,11 @@ BEFORE = ["not ", "about ", "maybe ", "negative ", r"\approx ", "~", r"\neq ", "
 AFTER = ["+1", ",1", "=1", "?", "...", "-", r"\cdot3x", "i", r"\infty", "x", " 7", ":7", r"\pm1", "_3"]
 PIECES = [
     *_words(
-        r"\frac \sqrt \cdot \pi \infty \pm \cup \le \ge \in \text{ \begin{pmatrix} \end{pmatrix} \\ & \{ \} \boxed{ \left( "
-        r"\right) \binom \sin \log_2 \ln ^{ _{ } { ( ) [ ] | ! ^ _ = < > + - / * : ; , . % $ ~ ? 0 1 2 17 3.5 1e9 9^ x y n "
-        "N i e and or to ½ ² √ ∞ −"  # noqa: RUF001
+        r"\frac \sqrt "
+        r"\cdot \pi \infty \pm \cup \le \ge \in \text{ \begin{pmatrix} \end{pmatrix} \\ & \{ \} \boxed{ "
+        r"\left( \right) \binom \sin \log_2 \ln ^{ _{ } { ( ) [ ] "
+        r"| ! ^ _ = < > + - / * : ; , . % $ ~ ? 0 1 2 17 3.5 1e9 9^ x "
+        "y n N i e and or to ½ ² √ ∞ −"  # noqa: RUF001
     ),
     *(" ", " dozen", " cm", "\ud800", "\x00", "\u0663", "x=", "1/0", "10^{10^{10}}", r"\overline{3}"),
 ]

@@ -40,8 +40,8 @@ def canonical(text: str) -> str | None:
         text: an answer or a reference, as written.
 
     Returns:
-        The canonical spelling, or None if the text cannot be an answer: it is blank, its brackets do not match, or
-        it has more than one box.
+        The canonical spelling, or None if the text cannot be an answer: it is blank, its brackets do not match or
+        are over 50 deep, or it has more than one box.
     """
     text = _ascii(re.sub(r"\A\s*\*\*([^*]+)\*\*\s*\Z", r"\1", text))  # bold in Markdown
     before, *boxed = re.split(r"\\(?:boxed|fbox) ?(?={)", text)
@@ -100,12 +100,14 @@ def depths(text: str) -> Iterator[tuple[str, int]]:
 
 
 def _balanced(text: str) -> bool:
-    """Tell whether brackets match. A round one may close a square one, as in an interval."""
+    """Tell whether brackets match, and at most 50 are open. A round one may close a square one, as in an interval."""
     opened: list[bool] = []  # for each open bracket, whether it is a brace
     for token in TOKEN.findall(text):
         if token[-1] in "([{":
             opened.append(token[-1] == "{")
         elif token[-1] in ")]}" and (not opened or opened.pop() != (token[-1] == "}")):
+            return False
+        if len(opened) > 50:
             return False
     return not opened
 
