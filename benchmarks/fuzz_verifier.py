@@ -191,11 +191,11 @@ def guided(known: list[str], options: argparse.Namespace) -> None:
     """Let atheris choose texts by the coverage of bae/text. It ends the process, with a traceback at a complaint."""
     import atheris  # make atheris
 
-    from bae.text import answers, expressions, literals, spelling, units
+    from bae.text import answers, expressions, literals, spelling, units, values
 
-    for module in (answers, expressions, literals, spelling, units):
+    for module in (answers, expressions, literals, spelling, units, values):
         for value in list(vars(module).values()):
-            if callable(value) and getattr(value, "__module__", "") == module.__name__ and not isinstance(value, type):
+            if hasattr(value, "__code__") and getattr(value, "__module__", "") == module.__name__:
                 setattr(module, value.__name__, atheris.instrument_func(value))
 
     def check(data: bytes) -> None:

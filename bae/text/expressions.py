@@ -10,33 +10,42 @@ the values are fractions, else to 80 of 120 digits. An expression that is a fixe
 `Unreadable`. So no text takes long: nothing is expanded, simplified or solved.
 """
 
-import math
-import operator
 import random
 import re
 from collections.abc import Callable
 from fractions import Fraction
-from functools import cache
-from typing import Any
 
 from bae.text.spelling import FUNCTIONS, GREEK, TOKEN
+from bae.text.values import (
+    Unreadable,
+    Value,
+    absolute,
+    add,
+    arithmetic,
+    binomial,
+    bounded,
+    call,
+    ceiling,
+    complex_number,
+    divide,
+    factorial,
+    floor,
+    multiply,
+    power,
+    root,
+    same,
+    subtract,
+)
 
-Value = Any
-"""A Fraction, or a complex number of mpmath."""
 Point = dict[str, Fraction]
 Node = Callable[[Point], Value]
 
-_BITS = 20_000
 _DEPTH = 40
 _RELATION = re.compile(r"(=|<|>|\\le|\\ge)(?![A-Za-z])")
 _FLIPPED = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le"}
 _CLOSING = {"(": ")", "[": "]", "{": "}", r"\lfloor": r"\rfloor", r"\lceil": r"\rceil", "|": "|"}
 _LETTERS = {f"\\{name}" for name in GREEK} | {r"\ell"}
 _STARTS = {"(", "[", r"\frac", r"\sqrt", r"\binom", r"\pi", r"\lfloor", r"\lceil", *FUNCTIONS, *_LETTERS}
-
-
-class Unreadable(ValueError):
-    """Say that a text is no expression of the grammar, or has no value."""
 
 
 class Expression:
@@ -83,13 +92,13 @@ class Expression:
             raise Unreadable("too deep")
         node = self._signed(self._product)
         while self._peek() in ("+", "-"):
-            node = _apply(_add if self._take() == "+" else _subtract, node, self._product())
+            node = _apply(add if self._take() == "+" else subtract, node, self._product())
         self._depth -= 1
         return node
 
     def _signed(self, rule: Callable[[], Node]) -> Node:
         if self._peek() in ("+", "-") and self._take() == "-":
-            return _apply(_subtract, _constant(Fraction(0)), rule())
+            return _apply(subtract, _constant(Fraction(0)), rule())
         return rule()
 
     def _product(self) -> Node:
@@ -97,9 +106,9 @@ class Expression:
         while True:
             token = self._peek()
             if token in (r"\cdot", "/"):
-                node = _apply(_multiply if self._take() == r"\cdot" else _divide, node, self._signed(self._power))
+                node = _apply(multiply if self._take() == r"\cdot" else divide, node, self._signed(self._power))
             elif token in _STARTS or token == "{" or (token.isascii() and token.isalpha()):
-                node = _apply(_multiply, node, self._power())
+                node = _apply(multiply, node, self._power())
             else:
                 return node
 
@@ -107,10 +116,10 @@ class Expression:
         base = self._primary()
         while self._peek() == "!":
             self._take()
-            base = _apply(_factorial, base)
+            base = _apply(factorial, base)
         if self._peek() != "^":
             return base
-        node = _apply(_raise, base, self._script())
+        node = _apply(power, base, self._script())
         if self._peek() in ("^", "!"):
             raise Unreadable("two powers, one above the other")
         return node
@@ -123,7 +132,7 @@ class Expression:
         """Read the argument of a command: a group, or without braces one sign as in TeX."""
         if _is_digits(token := self._peek()) and len(token) > 1:
             self._tokens[self._next : self._next + 1] = [token[0], token[1:]]
-            return self._number(self._take())
+            return self._literal(self._take())
         return self._bracketed("{") if token == "{" else self._primary()
 
     def _bracketed(self, *opening: str) -> Node:
@@ -140,30 +149,30 @@ class Expression:
             return self._function()
         self._take()
         if _is_digits(token) or token == ".":
-            return self._number(token)
+            return self._literal(token)
         if token == r"\pi":
-            return lambda _: +_mp().pi
+            return lambda _: +arithmetic().pi
         if token == "e" and self._peek() != "_":
-            return lambda _: +_mp().e
+            return lambda _: +arithmetic().e
         if token == "i" and self._peek() != "_":
-            return _constant(_mp().mpc(0, 1))
+            return _constant(arithmetic().mpc(0, 1))
         if token == r"\frac":
-            return _apply(_divide, self._argument(), self._argument())
+            return _apply(divide, self._argument(), self._argument())
         if token == r"\binom":
-            return _apply(_binomial, self._argument(), self._argument())
+            return _apply(binomial, self._argument(), self._argument())
         if token == r"\sqrt":
             index = self._bracketed("[") if self._peek() == "[" else _constant(Fraction(2))
-            return _apply(_root, self._argument(), index)
+            return _apply(root, self._argument(), index)
         if token in _LETTERS or (token.isascii() and token.isalpha() and len(token) == 1):
             return self._variable(token)
         raise Unreadable(f"{token!r} in an expression")
 
     def _enclosed(self, token: str) -> Node:
         node = self._bracketed(token)
-        rounding = {"|": _absolute, r"\lfloor": _floor, r"\lceil": _ceiling}.get(token)
+        rounding = {"|": absolute, r"\lfloor": floor, r"\lceil": ceiling}.get(token)
         return _apply(rounding, node) if rounding else node
 
-    def _number(self, token: str) -> Node:
+    def _literal(self, token: str) -> Node:
         text = token
         if token != "." and self._peek() == ".":
             text += self._take()
@@ -201,10 +210,10 @@ class Expression:
         inverse = exponent is not None and _is_minus_one(exponent)
         if inverse and not name.startswith("arc"):
             name, exponent = f"arc{name}", None
-        node = _apply(lambda x: _call("ln" if name == "log" else name, x), argument)
+        node = _apply(lambda x: call("ln" if name == "log" else name, x), argument)
         if name == "log":
-            node = _apply(_divide, node, _apply(lambda x: _call("ln", x), base or _constant(Fraction(10))))
-        return node if exponent is None else _apply(_raise, node, exponent)
+            node = _apply(divide, node, _apply(lambda x: call("ln", x), base or _constant(Fraction(10))))
+        return node if exponent is None else _apply(power, node, exponent)
 
     def _plain_argument(self) -> Node:
         """Read an argument without brackets: a product up to the next sign or function."""
@@ -212,7 +221,7 @@ class Expression:
         while (token := self._peek()) in _LETTERS | {r"\pi", r"\frac", r"\sqrt"} or (
             token.isascii() and token.isalpha()
         ):
-            node = _apply(_multiply, node, self._power())
+            node = _apply(multiply, node, self._power())
         if token in ("/", "(", "[", "{"):
             raise Unreadable(f"the argument of a function before {token!r} is not clear")
         return node
@@ -254,14 +263,14 @@ def _equal_values(answer: str, reference: str) -> bool:
     values = _values([wanted, found], "i" in reference)
     if not found.names and (decimal := re.fullmatch(r"[+-]?[0-9]*\.([0-9]{6,})", answer)):
         return any(_rounded(wanted, Fraction(answer), len(decimal[1])) for wanted, _ in values)
-    return bool(values) and all(_same(one, other) for one, other in values)
+    return bool(values) and all(same(one, other) for one, other in values)
 
 
 def _rounded(value: Value, decimal: Fraction, places: int) -> bool:
     """Tell whether a decimal is the value, rounded or cut off."""
-    difference = _number(value) - _number(decimal)
+    difference = complex_number(value) - complex_number(decimal)
     off = abs(difference) * 10**places
-    towards_zero = _mp().re(difference) * (1 if decimal > 0 else -1) >= 0
+    towards_zero = arithmetic().re(difference) * (1 if decimal > 0 else -1) >= 0
     return bool(off <= 0.5 or (off < 1 and towards_zero))
 
 
@@ -281,12 +290,14 @@ def _equal_relations(answer: tuple[str, str], reference: tuple[str, str], positi
     if len(known) < 2 or set.union(*(side.names for side in sides)) != set.union(*(side.names for side in known)):
         return False
     differences = [
-        (_subtract(a, b), _subtract(c, d)) for a, b, c, d in _values([*known, *sides], "i" in "".join(reference))
+        (subtract(a, b), subtract(c, d)) for a, b, c, d in _values([*known, *sides], "i" in "".join(reference))
     ]
-    if len(differences) < 3 or any(_same(one, Fraction(0)) or _same(other, Fraction(0)) for one, other in differences):
+    if len(differences) < 3 or any(same(one, Fraction(0)) or same(other, Fraction(0)) for one, other in differences):
         return False
-    ratios = [_divide(one, other) for one, other in differences]
-    return all(_same(ratio, ratios[0]) for ratio in ratios) and (not positive or _mp().re(_number(ratios[0])) > 0)
+    ratios = [divide(one, other) for one, other in differences]
+    return all(same(ratio, ratios[0]) for ratio in ratios) and (
+        not positive or arithmetic().re(complex_number(ratios[0])) > 0
+    )
 
 
 def _reference(text: str) -> Expression | None:
@@ -314,35 +325,10 @@ def _values(expressions: list[Expression], is_complex: bool) -> list[list[Value]
         except Unreadable:
             continue
         rows.append((point, first))
-        if isinstance(first, Fraction) or abs(first.imag) <= _mp().mpf(10) ** -80 * abs(first):
+        if isinstance(first, Fraction) or abs(first.imag) <= arithmetic().mpf(10) ** -80 * abs(first):
             real.append((point, first))
     chosen = real if len(real) >= 3 and not is_complex else rows
     return [[first, *(expression.at(point) for expression in expressions[1:])] for point, first in chosen]
-
-
-# Arithmetic, exact where it can be
-
-
-@cache
-def _mp() -> Any:
-    """Return mpmath's arithmetic with 120 digits; imported here, so that only the workers load it."""
-    from mpmath.ctx_mp import MPContext
-
-    context = MPContext()
-    context.dps = 120
-    return context
-
-
-def _number(value: Value) -> Any:
-    mp = _mp()
-    return mp.mpc(mp.mpf(value.numerator) / value.denominator) if isinstance(value, Fraction) else mp.mpc(value)
-
-
-def _same(one: Value, other: Value) -> bool:
-    if isinstance(one, Fraction) and isinstance(other, Fraction):
-        return one == other
-    a, b = _number(one), _number(other)
-    return bool(abs(a - b) <= _mp().mpf(10) ** -80 * max(abs(a), abs(b), _mp().mpf(10) ** -20))
 
 
 def _constant(value: Value) -> Node:
@@ -357,124 +343,4 @@ def _is_minus_one(node: Node) -> bool:
 
 
 def _apply(function: Callable[..., Value], *nodes: Node) -> Node:
-    return lambda point: _bounded(function(*(node(point) for node in nodes)))
-
-
-def _bounded(value: Value) -> Value:
-    if isinstance(value, Fraction):
-        if value.numerator.bit_length() + value.denominator.bit_length() > _BITS:
-            raise Unreadable("too big a number")
-    elif not _mp().isfinite(value):
-        raise Unreadable("no finite value")
-    return value
-
-
-def _exactly(function: Callable[[Any, Any], Any], one: Value, other: Value) -> Value:
-    if isinstance(one, Fraction) and isinstance(other, Fraction):
-        return function(one, other)
-    return function(_number(one), _number(other))
-
-
-def _add(one: Value, other: Value) -> Value:
-    return _exactly(operator.add, one, other)
-
-
-def _subtract(one: Value, other: Value) -> Value:
-    return _exactly(operator.sub, one, other)
-
-
-def _multiply(one: Value, other: Value) -> Value:
-    return _exactly(operator.mul, one, other)
-
-
-def _divide(one: Value, other: Value) -> Value:
-    return _exactly(operator.truediv, one, other)
-
-
-def _raise(base: Value, exponent: Value) -> Value:
-    if isinstance(exponent, Fraction) and exponent.denominator == 1 and isinstance(base, Fraction):
-        bits = base.numerator.bit_length() + base.denominator.bit_length()
-        if abs(exponent) * (bits - 1) > _BITS:
-            raise Unreadable("too big a power")
-        if base == 0 and exponent <= 0:
-            raise Unreadable("a power of 0")
-        return base ** int(exponent)
-    mp = _mp()
-    if base == 0:
-        if mp.re(_number(exponent)) > 0:
-            return Fraction(0)
-        raise Unreadable("a power of 0")
-    return _exponential(_number(exponent) * mp.log(_number(base)))
-
-
-def _exponential(value: Any) -> Any:
-    if abs(value) > 10**5:
-        raise Unreadable("too big a power")
-    return _mp().exp(value)
-
-
-def _root(value: Value, index: Value) -> Value:
-    if not isinstance(index, Fraction) or index.denominator != 1 or index < 1:
-        raise Unreadable("a root that is no whole number")
-    if isinstance(value, Fraction) and value < 0 and index % 2 == 1:
-        return -_number(_raise(-value, 1 / index))
-    return _raise(value, 1 / index)
-
-
-def _real(value: Value) -> Any:
-    """Return a real value, or raise Unreadable."""
-    if isinstance(value, Fraction):
-        return value
-    if abs(value.imag) > _mp().mpf(10) ** -80 * (1 + abs(value)):
-        raise Unreadable("not real")
-    return value.real
-
-
-def _absolute(value: Value) -> Value:
-    return abs(value) if isinstance(value, Fraction) else _mp().mpc(abs(value))
-
-
-def _floor(value: Value) -> Value:
-    return Fraction(int(_mp().floor(real)) if not isinstance(real := _real(value), Fraction) else real.__floor__())
-
-
-def _ceiling(value: Value) -> Value:
-    return -_floor(-value)
-
-
-def _factorial(value: Value) -> Value:
-    real = _real(value)
-    if abs(real) > 2000:
-        raise Unreadable("too big a factorial")
-    whole = isinstance(real, Fraction) and real.denominator == 1
-    if whole and real < 0:
-        raise Unreadable("a factorial of a negative number")
-    return Fraction(math.factorial(int(real))) if whole else _mp().mpc(_mp().gamma(_number(real) + 1))
-
-
-def _binomial(upper: Value, lower: Value) -> Value:
-    if isinstance(upper, Fraction) and isinstance(lower, Fraction) and lower.denominator == 1 and 0 <= lower <= 200:
-        result = Fraction(1)
-        for number in range(int(lower)):
-            result = _bounded(result * (upper - number) / (number + 1))
-        return result
-    if max(abs(_number(upper)), abs(_number(lower))) > 2000:
-        raise Unreadable("too big a binomial")
-    return _mp().mpc(_mp().binomial(_number(upper), _number(lower)))
-
-
-def _call(name: str, value: Value) -> Value:
-    mp = _mp()
-    number = _number(value)
-    if name == "exp":
-        return _exponential(number)
-    if abs(number) > 10**5:
-        raise Unreadable("too big an argument")
-    functions = {
-        "ln": mp.log, "arcsin": mp.asin, "arccos": mp.acos, "arctan": mp.atan, "arccot": mp.acot,
-        "arcsec": mp.asec, "arccsc": mp.acsc, "sin": mp.sin, "cos": mp.cos, "tan": mp.tan, "sec": mp.sec, "csc": mp.csc,
-        "cot": mp.cot,
-    }  # fmt: skip
-    if name not in functions or (name == "ln" and number == 0):
-        raise Unreadable(f"{name} has no value")
-    return mp.mpc(functions[name](number))
+    return lambda point: bounded(function(*(node(point) for node in nodes)))

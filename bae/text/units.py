@@ -85,8 +85,8 @@ def unit(text: str) -> str | None:
     """Return one name for a unit of the list: "m^2" for `square meters`, "mi/h" for `mph`; None for other words."""
     text = re.sub(r"^(?:US|U\.S\.) |(?<=year|ears) old$", "", text.strip())
     text = {"mph": "mile per hour", "kph": "kilometer per hour"}.get(text.lower(), text)
-    if temperature := re.fullmatch("degrees? ([Cc]elsius|[Ff]ahrenheit)", text):
-        return f"degree {temperature[1][0].upper()}"
+    if scale := re.fullmatch("degrees? ([Cc]elsius|[Ff]ahrenheit)", text):
+        return f"degree {scale[1][0].upper()}"
     match = _UNIT.fullmatch(re.sub(r"(?i)\b(square|sq|cubic|cu)\b", lambda found: found[0].lower(), text))
     if match is None:
         return None
@@ -136,9 +136,8 @@ def measure(text: str) -> tuple[str, str]:
     scale, _, rest = inside.partition(" ")
     if rest and scale.lower() in ("hundred", "thousand", "million", "billion", "trillion", "dozen"):
         value, inside = value + scale.lower(), rest  # `5 million dollars`
-    name = unit(inside + power)
-    if name is not None:
-        return value, name
+    if (known := unit(inside + power)) is not None:
+        return value, known
     nouns = re.fullmatch(r"[A-Za-z]{3,}(?:[ -][A-Za-z]{3,})?", inside)
     if not nouns or power or not _NO_UNITS.isdisjoint(re.split("[ -]", inside.lower())):
         return text, ""
