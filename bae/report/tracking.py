@@ -30,7 +30,7 @@ FAILURE_WAIT = 10.0
 """Seconds that a run that failed or was stopped waits for the store: whoever stopped it may not wait longer."""
 NOT_IN_NAMES = re.compile(r"[^a-zA-Z0-9_/. -]")
 """The signs that MLflow does not allow in the name of a metric."""
-PACKAGES = ("blockwise-advantage", "torch", "transformers", "lightning", "mlflow", "hydra-core", "math-verify", "numpy")
+PACKAGES = ("blockwise-advantage", "torch", "transformers", "lightning", "mlflow", "hydra-core", "mpmath", "numpy")
 """The packages whose versions are logged."""
 
 

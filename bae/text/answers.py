@@ -1,178 +1,96 @@
-r"""Read answers as text, and decide which forms may equal a reference, before any computer algebra.
+r"""Decide which answers a reference allows, by rules on the texts; single expressions are left to a comparison.
 
-An answer is the text between the answer tags. One \boxed{} in it is unwrapped. It must be in final form:
+An answer is the text between the answer tags. One \boxed{} in it is unwrapped. All of it must be the answer, in final
+form: nothing is looked for inside a text.
 
-- If the reference is a number (integer, decimal, fraction, mixed number, percentage, money), the answer must be a
-  literal of one of these kinds or in scientific notation. It must not be something to work out (`2+3`, `2^3`,
-  `10/2`, `\sqrt{25}`). Numbers are compared exactly. If a fraction has no finite decimal, a decimal of six or more
-  places may stand for it, rounded or cut off.
+- If the reference is a number (bae.text.literals has the kinds), the answer must be a literal, too. It must not be
+  something to work out (`2+3`, `2^3`, `10/2`, `\sqrt{25}`). Numbers are compared exactly. If a fraction has no finite
+  decimal, a decimal of six or more places may stand for it, rounded or cut off; also for a constant such as 12\pi.
 - A constant (with a radical, \pi or i) may be rearranged. It must not have more sums, powers or products of numbers
   than the reference, and no root if the reference has none. An expression with variables may have any form:
   expanded, factored, or as in the question.
 - The only commands, functions, signs and words allowed are those of `_COMMON` and those of the reference: no \int,
-  \sum, \binom or `!`.
-- `x=5` answers 5, and no other equation does. `5` also answers the reference `x=5`, but `y=5` does not.
+  \sum, \binom or `!`. Only a literal \infty equals \infty.
+- `x=5` answers 5, and no other equation does. `5` also answers the reference `x=5`, but `y=5` and `x+3=8` do not: a
+  solved reference needs a solved answer. Only a curve or plane may be written as any multiple of its equation.
+- Several variables are compared by name, or in the order of the reference: for x=1, y=2 neither `2,1` nor `\{1,2\}`.
 - Tuples and intervals keep brackets and order. Lists and sets do not: they may have braces or none, and any order.
   Commas, `and` and `or` separate their items, and a \pm b is a list of two. `100,200` is one number, `100, 200` is
-  two.
-- The unit of the reference may be given or left out. If the reference has no unit, the answer may add one that
-  `_is_unit` knows.
+  two. An interval may be written as an inequality of one variable, and a union as several with `or` between them.
+- Matrices are compared entry by entry; a factor before one is multiplied into it. Nothing else may be done to it.
+- A ratio `a:b` is compared by value, but what may be a clock time (`3:45`) by its hours and minutes.
+- The unit of the reference may be given or left out. If the reference has no unit, the answer may add one of the
+  closed list in bae.text.units.
 - A percentage equals the number without the sign, either as printed or divided by 100.
 - A number in another base must have the digits and the base of the reference. The base cannot be left out.
-- Text (`\text{east}`, `(C)`, a bare word) is compared as text, including case, with or without \text and brackets.
+- Text (`\text{east}`, `(C)`, a bare word) is compared as text, with or without \text and brackets. Only letters that
+  stand alone, and names such as `ABCD`, keep their case.
 
 The texts are hostile. No regular expression here takes more than linear time, and no function more than quadratic.
 """
 
 import re
-import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from fractions import Fraction
 
+from bae.text.literals import close, is_scientific, is_small_power_of_ten, number
+from bae.text.spelling import FUNCTIONS, GREEK, TOKEN, depths, split
+from bae.text.units import measure, same_unit
+
 Equal = Callable[[str, str], bool]
-"""Compare an answer with a reference, where both are single expressions: not numbers, lists or plain text."""
+"""Compare an answer with a reference, where both are single expressions or relations: no numbers, lists or text."""
 
 _words = str.split
-_FUNCTIONS = _words(r"\sin \cos \tan \cot \sec \csc \arcsin \arccos \arctan \log \ln \exp")
-_SPELLINGS = {
-    token: spelling
-    for spelling, tokens in {
-        "": r"\left \right \displaystyle \! \, \; \: \( \) \[ \]", " ": r"\quad ~",
-        "-": "− – ‐", r"\cdot ": r"\times * × · ⋅", "/": r"\div ÷ ⁄ ∕", r"\pm ": "±",  # noqa: RUF001
-        r"\frac": r"\dfrac \tfrac \cfrac", r"\sqrt ": "sqrt √", r"\pi ": "pi π", r"\theta ": "θ",
-        r"\infty ": "infinity inf ∞", r"\le ": r"\leq ≤", r"\ge ": r"\geq ≥", r"\in ": "∈", r"\cup ": "∪",  # noqa: RUF001
-        r"\{": r"\lbrace", r"\}": r"\rbrace", "pmatrix": "bmatrix", ";": "and or",
-        r"^\circ ": r"° \degree", "%": r"\% percent", "$": r"\$",
-        r"\text": r"\mbox \mathrm \mathbf \textbf \textrm \textit \operatorname",
-        **{f"{function} ": function[1:] for function in _FUNCTIONS},
-    }.items()
-    for token in tokens.split()
-} | {"\\ ": " "}  # fmt: skip
-_COMMON = {*_words(r"\frac \sqrt \cdot \pi \infty \pm \cup \le \ge \in \circ \{ \}"), *" +-/^_=<>()[]{},;.%$"}
-_SHORT_UNITS = _words("mm cm m km in ft yd mi mg g kg lb lbs oz l ml s hr hrs h mph")
-_NO_UNITS = _words(  # words that change the value of the number before them
-    "not none base plus minus times over choose squared cubed factorial root half halves third thirds quarter quarters "
-    "fourth fourths fifth fifths tenth tenths dozen dozens score hundred hundreds thousand thousands million millions "
-    "billion billions trillion double twice triple more less about false wrong abc per mod"
+_COMMON = {*_words(r"\frac \sqrt \cdot \pi \infty \pm \cup \le \ge \in \circ \vee \{ \}"), *" +-/^_=<>()[]{},;:.%$"}
+_VARIABLE = rf"(?:[A-Za-df-hj-z]|\\(?:{'|'.join(GREEK)}) ?)(?:_[0-9A-Za-z]|_\{{[0-9A-Za-z]+\}})?"
+_NAME = re.compile(rf"{_VARIABLE}(?:\([a-z]\))?=|\({_VARIABLE}(?:,{_VARIABLE})+\)=|{_VARIABLE}\\in ?(?=[(\[]|\\\{{)")
+_INEQUALITY = re.compile(rf"(?:([^<>=]+?)(<|>|\\le ?|\\ge ?))?({_VARIABLE})(?:(<|>|\\le ?|\\ge ?)([^<>=]+))?")
+_TEXT = re.compile(
+    r"\(?\\text\{[^{}]*\}\)?|\(?(?:[A-Z]|[IVX]+)\)?|(?:[A-Za-z]{4,}|[A-Z][a-z]+)(?:[ -][A-Za-z]+)*|(?:yes|no|odd|all)"
 )
-
-_TOKEN = re.compile(r"\\[A-Za-z]+|\\.|[A-Za-z]+|[0-9]+|.", re.DOTALL)
-_NAME = re.compile(r"(?:[A-Za-z]|\\[a-z]+)(?:_[0-9a-z])?(?:\([a-z]\))?=|\([a-z](?:,[a-z])+\)=|[A-Za-z]\\in ?")
-_DECIMAL = re.compile(r"([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+))(?:(?:\\cdot10\^|e)\{?([+-]?[0-9]{1,3})\}?)?")
-_FRACTION = re.compile(r"([+-]?)(?:([0-9]+) ?)?\\frac\{([+-]?[0-9]+)\}\{([+-]?[0-9]+)\}")
-_TEXT = re.compile(r"\(?\\text\{[^{}]*\}\)?|\(?[A-Z]\)?|[A-Za-z]{4,}(?: [A-Za-z]+)*")
-_UNIT = re.compile(
-    r"(?:\\text\{([^{}]*)\}|(?<![\\A-Za-z])((?:(?:square|cubic) )?[A-Za-z]{2,}(?:(?: per |/)[A-Za-z]+)?))(\^[23])?$"
-)
-
-
-def canonical(text: str) -> str | None:
-    r"""Return one spelling for texts that differ only in Unicode, LaTeX dialect, white space, delimiters or a box.
-
-    Args:
-        text: an answer or a reference, as written.
-
-    Returns:
-        The canonical spelling, or None if the text cannot be an answer: it is blank, its brackets do not match, or
-        it has more than one box.
-    """
-    text = _ascii(text)
-    before, *boxed = re.split(r"\\(?:boxed|fbox) ?(?={)", text)
-    if len(boxed) > 1 or not _balanced(text):
-        return None
-    if boxed:
-        end = 0
-        for token, depth in _depths(boxed[0]):
-            end += len(token)
-            if depth == 0:
-                break
-        text = f"{before} {boxed[0][1 : end - 1]} {boxed[0][end:]}"
-    if len(re.findall(r"(?<!\\)\$", text)) % 2 == 0:  # math delimiters come in pairs; an odd one is a dollar sign
-        text = re.sub(r"(?<!\\)\$", "", text)
-    text = re.sub(r"(?:\{,\}|,\\! ?)(?=[0-9]{3})", "", text)
-    text = "".join(_SPELLINGS.get(token, token) for token in _TOKEN.findall(text))
-    if not re.search(r"[(\[]|\\\{", text):
-        text = re.sub(r"(?<![0-9.,])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9,])", lambda match: match[0].replace(",", ""), text)
-    text = re.sub(r"\\text ?\{ ?([;%]|[0-9.]*) ?\}", r"\1", re.sub(" +", " ", text))
-    # Keep a space only between two letters and between two digits: `\cot x`, `1 1/2`.
-    text = re.sub(r" (?![A-Za-z0-9])|(?<![A-Za-z0-9]) |(?<=[A-Za-z]) (?=[0-9])|(?<=[0-9]) (?=[A-Za-z])", "", text)
-    text = re.sub(r"\\frac([0-9])", r"\\frac{\1}", text)
-    text = re.sub(r"\\frac(\{[^{}]*\})([0-9])", r"\\frac\1{\2}", text)
-    text = re.sub(r"\\sqrt\(([^()]*)\)|\\sqrt ?([0-9a-z])", r"\\sqrt{\1\2}", text)
-    text = re.sub(r"([_^])\{([0-9a-z]|\\circ)\}", r"\1\2", text)
-    text = re.sub(",?;", ";", text).strip(" ").rstrip(" .")
-    return text if text and _balanced(text) else None
-
-
-def _ascii(text: str) -> str:
-    """Apply Unicode's NFKC, but keep the meaning of ½, ², ₈ and √13, and unify ASCII spellings and white space."""
-
-    def plain(match: re.Match[str]) -> str:
-        return unicodedata.normalize("NFKC", match[0])
-
-    text = re.sub("[⁺⁻⁰¹²³⁴-⁹]+", lambda match: f"^{{{plain(match)}}}", text)
-    text = re.sub("[₀-₉]+", lambda match: f"_{{{plain(match)}}}", text)
-    text = re.sub("[¼-¾⅐-⅞]", lambda match: r"\frac{{{}}}{{{}}}".format(*re.split(r"\D", plain(match))), text)
-    text = re.sub(r"(?:√|(?<![\\A-Za-z])sqrt) ?([0-9]+)", r"\\sqrt{\1}", text)
-    text = unicodedata.normalize("NFKC", text).replace("<=", r"\le ").replace(">=", r"\ge ").replace("**", "^")
-    return re.sub(r"\s+", " ", text)
-
-
-def _depths(text: str) -> Iterator[tuple[str, int]]:
-    """Yield each token with the number of brackets that are open after it."""
-    depth = 0
-    for token in _TOKEN.findall(text):
-        depth += (token[-1] in "([{") - (token[-1] in ")]}")
-        yield token, depth
-
-
-def _balanced(text: str) -> bool:
-    """Tell whether brackets match. A round one may close a square one, as in an interval."""
-    opened: list[bool] = []  # for each open bracket, whether it is a brace
-    for token in _TOKEN.findall(text):
-        if token[-1] in "([{":
-            opened.append(token[-1] == "{")
-        elif token[-1] in ")]}" and (not opened or opened.pop() != (token[-1] == "}")):
-            return False
-    return not opened
-
-
-def _split(text: str, *separators: str) -> list[str]:
-    """Return the parts between those separators that stand outside all brackets."""
-    parts = [""]
-    for token, depth in _depths(text):
-        if depth == 0 and token in separators:
-            parts.append("")
-        else:
-            parts[-1] += token
-    return parts
+_RATIO = re.compile(r"([^:]+)((?::[^:]+)+)")
+_CLOCK = re.compile(r"([0-9]{1,2}):([0-5][0-9])(?::([0-5][0-9]))?(?:\\text\{)? ?([AaPp]\.?[Mm]\.?)?\}?")
+_MATRIX = re.compile(r"(.*?)(?:\\cdot ?)?\\begin\{pmatrix\}(.*)\\end\{pmatrix\}")
 
 
 def matches(answer: str, reference: str, equal: Equal) -> bool:
     """Tell whether an answer equals the reference and is in a form that may answer it.
 
     Args:
-        answer, reference: as `canonical` returns them.
-        equal: compares two single expressions, for instance with computer algebra. It is called only for expressions
-            that the rules of this module leave open. Whatever it raises passes through.
+        answer, reference: as `bae.text.spelling.canonical` returns them.
+        equal: compares two single expressions or relations. It is called only where the rules of this module leave
+            open whether they are equal. Whatever it raises passes through.
     """
+    if answer == reference:
+        return True
+    if ":" in reference:
+        return _same_ratio(answer, reference, equal)
     if _TEXT.fullmatch(reference):
-        return _text(answer) == _text(reference)
+        return _same_text(answer, reference)
+    solved, wanted_solved = _solved(answer), _solved(reference)
+    if solved or wanted_solved:
+        return _same_set(answer, reference, solved, wanted_solved, equal)
+    assigned, wanted_assigned = _assigned(answer), _assigned(reference)
+    if assigned or wanted_assigned:
+        return _same_assignments(answer, reference, assigned, wanted_assigned, equal)
     (kind, items), (wanted_kind, wanted) = _structure(answer), _structure(reference)
-    name, wanted_name = _name(answer) if not kind else "", _name(reference) if not wanted_kind else ""
-    bare, wanted_bare = answer[len(name) :], reference[len(wanted_name) :]
-    if name + wanted_name and "=" not in bare + wanted_bare:
-        return (name == wanted_name or not name or not wanted_name) and matches(bare, wanted_bare, equal)
-    if kind != wanted_kind:  # the only exception: an interval may be written as an inequality
-        inequality = any(sign in answer + reference for sign in ("<", ">", r"\le", r"\ge"))
-        return inequality and _in_form(answer, reference) and equal(answer, reference)
-    if len(items) != len(wanted):
+    if not kind and not wanted_kind and "=" in reference + answer:
+        return _same_equation(answer, reference, equal)
+    name, wanted_name = _name(answer), _name(reference)
+    if name or wanted_name:  # before a tuple, an interval or a list
+        bare, wanted_bare = answer[len(name) :], reference[len(wanted_name) :]
+        agree = not name or not wanted_name or _variable(name) == _variable(wanted_name)
+        if agree and "=" not in bare + wanted_bare:
+            return matches(bare, wanted_bare, equal)
+    if kind != wanted_kind or len(items) != len(wanted):
         return False
     if not kind:
         return _same_value(items[0], wanted[0], equal)
     if kind not in ("{}", "union"):
         return all(matches(item, other, equal) for item, other in zip(items, wanted, strict=True))
+    if len({name for item in items if (name := _name(item))}) > 1:
+        return False
     for item in items:
         other = next((other for other in wanted if matches(item, other, equal)), None)
         if other is None:
@@ -185,9 +103,9 @@ def readable(answer: str, reference: str) -> bool:
     """Tell whether a canonical answer has nothing foreign in it, such as prose or an integral sign.
 
     Args:
-        answer, reference: as `canonical` returns them.
+        answer, reference: as `bae.text.spelling.canonical` returns them.
     """
-    value, _ = _measure(answer)
+    value, _ = measure(answer)
     return bool(_TEXT.fullmatch(reference)) or (value != "" and _known(value, reference))
 
 
@@ -197,9 +115,189 @@ def _name(text: str) -> str:
     return match[0] if match else ""
 
 
-def _text(text: str) -> str:
+def _variable(name: str) -> str:
+    return name.removesuffix("=").strip().removesuffix(r"\in").strip()
+
+
+# Text
+
+
+def _same_text(answer: str, reference: str) -> bool:
+    """Compare plain text. Case counts only in single letters, and in words that may be products of variables."""
+    given, wanted = _plain(answer), _plain(reference)
+    if given == wanted:
+        return True
+    word = r"\text" in reference or re.fullmatch("(?:[A-Za-z][a-z]+(?:[ -]|$))+", wanted)
+    return bool(word) and len(wanted) > 1 and given.casefold() == wanted.casefold()
+
+
+def _plain(text: str) -> str:
     r"""Strip \text, brackets and full stops from plain text."""
-    return text.replace(r"\text", "").strip("(){} .")
+    text = re.sub(r"(?<!\.)\.$", "", text.replace(r"\text", "").strip("(){} "))
+    return re.sub(" +", " ", text)
+
+
+# Ratios and times
+
+
+def _same_ratio(answer: str, reference: str, equal: Equal) -> bool:
+    """Compare clock times, which need the same hours and minutes, or ratios, which need the same value."""
+    answer = re.sub(r"(?<=[0-9]) ?(?:\\text\{)? ?to ?\}? ?(?=[0-9])", ":", answer)
+    times = _CLOCK.fullmatch(answer), _CLOCK.fullmatch(reference)
+    if times[1]:
+        return bool(times[0]) and _same_time(*times)  # type: ignore[arg-type]
+    parts, wanted = answer.split(":"), reference.split(":")
+    if (
+        len(parts) == 1
+        and len(wanted) == 2
+        and (match := re.fullmatch(r"\\frac\{([^{}]*)\}\{([^{}]*)\}|([^/]+)/([^/]+)", answer))
+    ):
+        parts = [group for group in match.groups() if group]
+    if len(parts) != len(wanted) or not all(_known(part, reference) and part for part in parts):
+        return False
+    if not all(_in_form(part, other) for part, other in zip(parts, wanted, strict=True)):
+        return False
+    return all(
+        equal(f"({part})({wanted[0]})", f"({other})({parts[0]})") for part, other in zip(parts, wanted, strict=True)
+    )
+
+
+def _same_time(time: re.Match[str], wanted: re.Match[str]) -> bool:
+    """Compare two clock times by value; am and pm may be left out, and seconds if there are none."""
+    halves = [match[4] and match[4][0].lower() for match in (time, wanted)]
+    values = [[int(part or 0) for part in match.groups()[:3]] for match in (time, wanted)]
+    by_day = [
+        [value[0] % 12 + 12 * (half == "p") if half else value[0], *value[1:]]
+        for value, half in zip(values, halves, strict=True)
+    ]
+    return by_day[0] == by_day[1] or (None in halves and values[0] == values[1])
+
+
+# Relations
+
+
+def _solved(text: str) -> tuple[str, str] | None:
+    r"""Return the variable of a solved inequality and the set it describes: ("x", "(2,\infty)") for `x>2`.
+
+    Several with `or` between them describe a union. None is returned if the variable is not alone on its side.
+    """
+    found = [_INEQUALITY.fullmatch(part) for part in split(text, r"\vee")]
+    if not all(match and (match[2] or match[4]) for match in found):
+        return None
+    names = {match[3] for match in found if match}
+    sets = [_interval(match) for match in found if match]
+    if len(names) != 1 or None in sets:
+        return None
+    return names.pop(), r"\cup".join(filter(None, sets))
+
+
+def _interval(match: re.Match[str]) -> str | None:
+    """Return the interval of an inequality, or None if its two signs point in different directions."""
+    before, sign, _, other_sign, after = match.groups()
+    bounds: dict[str, tuple[str, str]] = {}
+    for bound, relation, upper in ((before, sign, ">"), (after, other_sign, "<")):
+        if relation is None:
+            continue
+        if _letters(bound):
+            return None
+        relation = relation.strip()
+        is_upper = relation in (upper, r"\le" if upper == "<" else r"\ge")
+        side = "upper" if is_upper else "lower"
+        if side in bounds:
+            return None
+        closed = relation.startswith("\\")
+        bounds[side] = (bound, "]" if closed and is_upper else "[" if closed else ")" if is_upper else "(")
+    lower, left = bounds.get("lower", (r"-\infty", "("))
+    upper_bound, right = bounds.get("upper", (r"\infty", ")"))
+    return f"{left}{lower},{upper_bound}{right}"
+
+
+def _same_set(
+    answer: str, reference: str, solved: tuple[str, str] | None, wanted: tuple[str, str] | None, equal: Equal
+) -> bool:
+    """Compare where at least one text is a solved inequality."""
+    if solved and wanted:
+        return solved[0] == wanted[0] and matches(solved[1], wanted[1], equal)
+    if solved:
+        name = _name(reference)
+        same_name = not name or name == f"{solved[0]}\\in" or name == f"{solved[0]}\\in "
+        return same_name and "=" not in reference[len(name) :] and matches(solved[1], reference[len(name) :], equal)
+    assert wanted
+    name = _name(answer)
+    same_name = not name or name.strip() == f"{wanted[0]}\\in"
+    return (
+        same_name
+        and _structure(answer[len(name) :])[0] not in ("", "{}")
+        and matches(answer[len(name) :], wanted[1], equal)
+    )
+
+
+def _assigned(text: str) -> list[tuple[str, str]] | None:
+    """Return the names and values of two or more variables, in order; None if the text is nothing of the kind."""
+    if r"\vee" in text:
+        return None
+    name = _name(text)
+    if name.startswith("("):
+        kind, values = _structure(text[len(name) :])
+        names = name[1:-2].split(",")
+        pairs = list(zip(names, values, strict=False)) if kind == "()" and len(names) == len(values) else []
+    else:
+        _, items = _structure(text)
+        found = [(item, _name(item)) for item in items]
+        pairs = [(name[:-1], item[len(name) :]) for item, name in found if name.endswith("=")]
+        if len(pairs) < len(items):
+            return None
+    return pairs if len(pairs) > 1 and len({name for name, _ in pairs}) == len(pairs) else None
+
+
+def _same_assignments(
+    answer: str,
+    reference: str,
+    assigned: list[tuple[str, str]] | None,
+    wanted: list[tuple[str, str]] | None,
+    equal: Equal,
+) -> bool:
+    """Compare where at least one text gives values to several variables."""
+    if assigned and wanted:
+        given, named = dict(assigned), dict(wanted)
+        return given.keys() == named.keys() and all(matches(given[name], named[name], equal) for name in named)
+    if assigned:
+        kind, items = _structure(reference)
+        values = [value for _, value in _in_order(assigned)]
+    else:
+        assert wanted
+        kind, values = _structure(answer)
+        items = [value for _, value in wanted]
+    if any("=" in item for item in (values if wanted else items)):
+        return False
+    if kind not in ("()", "{}") or answer.startswith(r"\{") or reference.startswith(r"\{") or len(values) != len(items):
+        return False
+    return all(matches(value, item, equal) for value, item in zip(values, items, strict=True))
+
+
+def _in_order(assigned: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Sort assignments by name if the names are letters, since (x,y) is the order of a point; else leave them."""
+    return sorted(assigned) if all(name[0].isalpha() for name, _ in assigned) else assigned
+
+
+def _same_equation(answer: str, reference: str, equal: Equal) -> bool:
+    """Compare where at least one of two single texts has an equals sign."""
+    name, wanted_name = _name(answer), _name(reference)
+    bare, wanted = answer[len(name) :], reference[len(wanted_name) :]
+    if "=" in wanted or (not wanted_name and "=" in reference):  # an equation that is not solved
+        return (
+            answer.count("=") == reference.count("=") == 1 and _in_form(answer, reference) and equal(answer, reference)
+        )
+    if wanted_name:
+        if name == wanted_name or "=" not in answer:
+            return "=" not in bare and matches(bare, wanted, equal)
+        curve = wanted_name == "y=" and bool(re.search("x", wanted))
+        return curve and answer.count("=") == 1 and _in_form(answer, reference) and equal(answer, reference)
+    letters = set(re.findall(r"\\[a-z]+|[A-Za-z]", bare))
+    return bool(name) and "=" not in bare and name[:-1].strip() not in letters and matches(bare, reference, equal)
+
+
+# Values
 
 
 def _structure(text: str) -> tuple[str, list[str]]:
@@ -207,14 +305,14 @@ def _structure(text: str) -> tuple[str, list[str]]:
 
     The kind is "" for a single value, "{}" for a list or set, "union", or the brackets of a tuple or interval: "(]".
     """
-    if len(sets := _split(text, r"\cup")) > 1:
+    if len(sets := split(text, r"\cup")) > 1:
         return "union", sets
     kind, inner = "", text
-    depths = [depth for _, depth in _depths(text)]
-    if len(depths) > 1 and depths.index(0) == len(depths) - 1:  # brackets around all of it
+    brackets = [depth for _, depth in depths(text)]
+    if len(brackets) > 1 and brackets.index(0) == len(brackets) - 1 and text[-1] in ")]}":  # brackets around all of it
         width = 1 + text.startswith("\\")
         kind, inner = text[width - 1] + text[-1], text[width:-width]
-    items = _split(inner, ",", ";")
+    items = split(inner, ",", ";", r"\vee")
     if len(items) == 1 and kind in ("()", "{}") and not text.startswith("\\"):  # brackets that only group
         return _structure(inner)
     if kind in ("", "{}"):
@@ -225,32 +323,41 @@ def _structure(text: str) -> tuple[str, list[str]]:
 
 def _same_value(answer: str, reference: str, equal: Equal) -> bool:
     """Tell whether two single values agree in number base and unit, and then as numbers or as expressions."""
-    if answer.count("=") != reference.count("="):
-        return False
     if re.search("[0-9]_", answer + reference):
         return answer == reference
-    (value, unit), (wanted, wanted_unit) = _measure(answer), _measure(reference)
-    if not _same_unit(unit, wanted_unit):
+    (value, unit), (wanted, wanted_unit) = measure(answer), measure(reference)
+    if not same_unit(unit, wanted_unit):
         return False
-    number, wanted_number = _number(value), _number(wanted)
+    if r"\begin" in wanted:
+        return _same_matrix(value, wanted, equal)
+    if r"\infty" in value + wanted:
+        return answer.removeprefix("+") == reference.removeprefix("+")
+    found, wanted_number = number(value), number(wanted)
     if wanted_number is None:
         return _in_form(value, wanted) and equal(value, wanted)
-    if number is None:
+    if found is None or (is_small_power_of_ten(value) and not is_scientific(wanted)):
         return False
-    parts = _hundredth(*number, unit), _hundredth(*wanted_number, wanted_unit)
-    return _close(*number, *wanted_number) or (unit != wanted_unit and _close(*parts[0], *parts[1]))
+    parts = _hundredth(*found, unit), _hundredth(*wanted_number, wanted_unit)
+    return close(*found, *wanted_number) or (unit != wanted_unit and close(*parts[0], *parts[1]))
 
 
-def _number(text: str) -> tuple[Fraction, int] | None:
-    """Return the value of a literal and the places after its decimal point (0 for a fraction); None for `10/2` etc."""
-    if match := _DECIMAL.fullmatch(text):
-        exponent = int(match[2] or 0)
-        return Fraction(match[1]) * Fraction(10) ** exponent, max(len(match[1].partition(".")[2]) - exponent, 0)
-    match = _FRACTION.fullmatch(re.sub("([0-9]+)/([0-9]+)", r"\\frac{\1}{\2}", text))
-    if not match or not int(match[4]) or int(match[3]) % int(match[4]) == 0:
-        return None
-    value = int(match[2] or 0) + Fraction(int(match[3]), int(match[4]))
-    return -value if match[1] == "-" else value, 0
+def _same_matrix(answer: str, reference: str, equal: Equal) -> bool:
+    """Compare matrices entry by entry, with the factors before them multiplied in."""
+    found, wanted = _MATRIX.fullmatch(answer), _MATRIX.fullmatch(reference)
+    if not found or not wanted or r"\begin" in found[2] + wanted[2] or (found[1] and not wanted[1]):
+        return False
+    rows, wanted_rows = (
+        [row.split("&") for row in match[2].removesuffix("\\\\").split("\\\\")] for match in (found, wanted)
+    )
+    if [len(row) for row in rows] != [len(row) for row in wanted_rows]:
+        return False
+    pairs = [
+        (a, b) for row, wanted_row in zip(rows, wanted_rows, strict=True) for a, b in zip(row, wanted_row, strict=True)
+    ]
+    if not found[1] and not wanted[1]:
+        return all(_same_value(a, b, equal) for a, b in pairs)
+    factor, wanted_factor = ({"": "1", "-": "-1"}.get(match[1], match[1]) for match in (found, wanted))
+    return all(equal(f"({factor})({a})", f"({wanted_factor})({b})") for a, b in pairs)
 
 
 def _hundredth(value: Fraction, places: int, unit: str) -> tuple[Fraction, int]:
@@ -258,77 +365,35 @@ def _hundredth(value: Fraction, places: int, unit: str) -> tuple[Fraction, int]:
     return (value / 100, places and places + 2) if unit == "%" else (value, places)
 
 
-def _close(value: Fraction, places: int, other: Fraction, other_places: int) -> bool:
-    """Tell whether two numbers are equal, or one stands for the other.
-
-    A decimal of six places or more, rounded or cut off, stands for a fraction that has no finite decimal.
-    """
-    if value == other or all(pow(10, x.denominator.bit_length(), x.denominator) == 0 for x in (value, other)):
-        return value == other
-    places = max(places, other_places)
-    shifted = value * 10**places, other * 10**places
-    return places >= 6 and any(whole(shifted[0]) == whole(shifted[1]) for whole in (int, round))
-
-
-def _measure(text: str) -> tuple[str, str]:
-    """Split a text into a value and its unit, which is "" if there is none."""
-    for sign, unit in (("%", "%"), (r"^\circ", "degree"), ("$", "dollar")):
-        if text.endswith(sign):
-            return text.removesuffix(sign), unit
-    if money := re.fullmatch(r"([+-]?)\$(.*)", text):
-        return money[1] + money[2], "dollar"
-    if not (match := _UNIT.search(text)):
-        return text, ""
-    word, power = (match[1] or match[2] or "").strip().lower(), match[3] or ""
-    for prefix, value in (("square ", "^2"), ("cubic ", "^3")):
-        if word.startswith(prefix):
-            word, power = word.removeprefix(prefix), value
-    return (text, "") if match[2] and not _is_unit(word) else (text[: match.start()].strip(), word + power)
-
-
-def _is_unit(unit: str) -> bool:
-    """Tell whether a word may follow a number without changing its value: `12 cm`, `60 miles per hour`.
-
-    A unit is a common abbreviation, or any word of three letters or more with a vowel (`xyz` is no unit).
-    """
-    word = re.fullmatch(r"([a-z]+)(?:(?: per |/)[a-z]+)?(?:\^[23])?", unit)
-    if word is None or word[1] in _NO_UNITS:
-        return unit == "%"
-    return word[1] in _SHORT_UNITS or (len(word[1]) >= 3 and not set("aeiou").isdisjoint(word[1]))
-
-
-def _same_unit(unit: str, wanted: str) -> bool:
-    """Tell whether a unit may stand where `wanted` is the reference's; plurals are equal, and "" is no unit."""
-    if not wanted:
-        return not unit or _is_unit(unit)
-    return not unit or unit == wanted or unit in (f"{wanted}s", f"{wanted}es") or wanted in (f"{unit}s", f"{unit}es")
-
-
 def _in_form(answer: str, reference: str) -> bool:
     """Tell whether an expression has nothing foreign in it, and no more operations than the reference."""
-    if not _known(answer, reference):
-        return False
-    letters = re.sub(r"\\(?:begin|end|text)\{[^{}]*\}|\\[A-Za-z]+|[^A-Za-z]", "", reference)
-    return bool(letters.strip("ie")) or _operations(answer) <= _operations(reference)
+    return _known(answer, reference) and (bool(_letters(reference)) or _operations(answer) <= _operations(reference))
+
+
+def _letters(text: str) -> str:
+    """Return the letters of a text that are variables: not those of commands, nor i and e."""
+    text = re.sub(rf"\\({'|'.join(GREEK)})(?![a-z])", "x", text)
+    return re.sub(r"\\(?:begin|end|text)\{[^{}]*\}|\\[A-Za-z]+|[^A-Za-z]|[ie]", "", text)
 
 
 def _known(text: str, reference: str) -> bool:
     """Tell whether each token is common to answers, or appears in the reference, or is a digit or a letter."""
-    tokens = set(_TOKEN.findall(reference))
-    known = _COMMON | tokens | (set(_FUNCTIONS) if tokens & set(_FUNCTIONS) else set())
+    tokens = set(TOKEN.findall(reference))
+    known = _COMMON | tokens | (set(FUNCTIONS) if tokens & set(FUNCTIONS) else set())
     letters = {letter for token in tokens if token.isalpha() for letter in token}
 
     def ordinary(token: str) -> bool:
         return token.isascii() and token.isalnum() and (len(token) == 1 or token.isdigit() or letters.issuperset(token))
 
-    return all(token in known or ordinary(token) for token in _TOKEN.findall(text))
+    return all(token in known or ordinary(token) for token in TOKEN.findall(text))
 
 
 def _operations(text: str) -> Counter[str]:
     """Count the operations on numbers by kind; roots count at most once."""
+    powers = re.findall(r"\^(?:\{([^{}]*/|\\frac))?", text)
     return Counter(
         sums=len(re.findall(r"(?<=[A-Za-z0-9.)}])(?<!pmatrix\})[+-]|\\pm", text)),
-        roots=r"\sqrt" in text,
-        powers=text.count("^"),
+        roots=r"\sqrt" in text or any(powers),
+        powers=powers.count(""),
         products=len(re.findall(r"[0-9]\)?(?:\\cdot-?[0-9]|(?:\\cdot)?\(-?[0-9.]+\))", text)),
     )

@@ -1,23 +1,25 @@
 r"""Decide whether the policy's answer equals the reference.
 
 The answer is hostile text: if some text makes a check slow, big or wrong, the policy will find it and write it.
-IntegerVerifier serves generated arithmetic. MathVerifier first decides by the text what may be compared
-(bae.text.answers has the rules). Then github.com/huggingface/Math-Verify compares the expressions, as in
-arXiv 2602.10231, in worker processes that can be killed.
+IntegerVerifier serves generated arithmetic. MathVerifier decides by the text what may be compared (bae.text.answers has
+the rules), and compares what is left, single expressions, by their values (bae.text.expressions), in worker processes
+that can be killed. Math-Verify, which arXiv 2602.10231 uses, is not asked: it looks for an answer inside a text, folds
+the case of variables, solves equations and rounds, and a policy is paid for each of them.
 
 The following answers are CORRECT, although a stricter verifier could reject them:
 - an expression with variables in any form, even the form of the question (`(x+1)^2` for x^2+2x+1);
 - a constant that could be simplified but is no longer than the reference (`\sqrt{12}` for 2\sqrt3), a fraction that
   is not reduced, a value multiplied or divided by 1;
-- a decimal for a constant that is no fraction, if the two agree to the sixth place;
-- a unit where the reference has none (`12 cm` for 12), a number where the reference has a percent sign or vice versa;
+- a decimal of six or more places for a constant that is no fraction, if it is the constant rounded or cut off;
+- a unit of the list where the reference has none (`12 cm` or `12 apples` for 12), a number where the reference has a
+  percent sign or vice versa, a clock time without am or pm;
 - an inequality where the reference is a pair of numbers, because (1,2) may be the interval.
 
 The following answers are right, but are not accepted: prose around a right answer, the letter of a choice with its
-text (`(E) hyperbola`), inequalities joined by `or` for a union, one-letter units (`540m`) outside \text, Markdown.
+text (`(E) hyperbola`), one-letter units (`540m`) outside \text, things counted that are not in the list (`40 daps` for
+40), another unit with its value converted, a second name for an equation's variable.
 """
 
-import logging
 import multiprocessing
 import os
 import re
@@ -32,7 +34,8 @@ from typing import Any, Protocol
 
 from pebble import ProcessExpired, ProcessFuture, ProcessPool
 
-from bae.text import answers
+from bae.text import answers, expressions
+from bae.text.spelling import canonical
 from bae.text.verdict import Verdict
 
 Pair = tuple[str, str]
@@ -120,12 +123,12 @@ class IntegerVerifier:
 
 
 class MathVerifier:
-    r"""Compare mathematical answers with math-verify, in spawned processes that have limits of time and memory.
+    r"""Compare mathematical answers, in spawned processes that have limits of time and memory.
 
     Answers must be in final form (bae.text.answers has the rules). An answer that equals the reference as text is
     CORRECT. Otherwise an answer is UNPARSEABLE if it is blank, is longer than `max_chars`, has anything foreign in it
-    (prose, several boxes, operations that the reference lacks), or is no expression to math-verify. An answer is WRONG
-    if it has another value, or is a sum or power where a number is asked for. `equivalent` takes each answer as the
+    (prose, several boxes, operations that the reference lacks), or is no expression. An answer is WRONG if it has
+    another value, or is a sum or power where a number is asked for. `equivalent` takes each answer as the
     reference of the other, and both must be CORRECT, so it is symmetric.
 
     Each distinct pair is checked once per call. An answer out of its limits costs `timeout` seconds and its worker,
@@ -274,19 +277,17 @@ def _peak_address_space() -> int:
 
 
 def _start_worker(memory_mb: int) -> None:
-    """Import and warm up math-verify outside the time limit, then limit the memory that a check may add to it."""
+    """Import what checks need outside the time limit, then limit the memory that a check may add to it."""
     global _soft_limit
     # pebble's signal handler is Python code. A long C call would delay it until pebble sends SIGKILL 3 s later.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    for name in ("math_verify", "latex2sympy2_extended"):
-        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     _compare("1+x", "x+2")
     size, more = _peak_address_space(), memory_mb << 20
     if not size:
         return
     resource.setrlimit(resource.RLIMIT_AS, (size + more, size + more))
-    # math-verify catches most MemoryErrors, and big results stay in caches, where they would take memory from later
-    # answers. So a worker also exits after an answer that took it past a quarter of the limit.
+    # What an answer took may stay with the process, where later answers lack it. So a worker also exits after an answer
+    # that took it past a quarter of the limit.
     _soft_limit = size + more // 4
 
 
@@ -297,7 +298,7 @@ def _check(answer: str, reference: str) -> Verdict:
 
 def _check_both_ways(one: str, other: str) -> Verdict:
     """Compare two answers, in a worker. The verdict is CORRECT if each is correct with the other as the reference."""
-    if answers.canonical(one) == answers.canonical(other) is not None:
+    if canonical(one) == canonical(other) is not None:
         return Verdict.CORRECT
     try:
         verdict = _compare(one, other)
@@ -315,37 +316,20 @@ def _within_limits(verdict: Verdict) -> Verdict:
 
 def _compare(answer: str, reference: str) -> Verdict:
     """Compare one answer with one reference. Raises ValueError for a bad reference."""
-    wanted = answers.canonical(reference)
+    wanted = canonical(reference)
     if wanted is None:
         raise ValueError(f"the reference is blank or its brackets do not match: {reference!r}")
-    found = answers.canonical(answer)
+    found = canonical(answer)
     if found is None:
         return Verdict.UNPARSEABLE
     try:
-        equal = answers.matches(found, wanted, _equal)
+        equal = answers.matches(found, wanted, expressions.equal)
     except MemoryError:
         return Verdict.TIMEOUT
     except Exception:
-        # The answer was too deep (RecursionError), had integers of over 4300 digits (ValueError), nan or zoo, an
-        # ordering of complex numbers (TypeError), or hit a gap of latex2sympy2 (AttributeError, IndexError).
+        # The answer is no expression (Unreadable), is too deep (RecursionError), has integers of over 4300 digits
+        # (ValueError), or hit a gap of mpmath. Hostile text must not end a run, whatever it raises.
         return Verdict.UNPARSEABLE
     if equal:
         return Verdict.CORRECT
     return Verdict.WRONG if answers.readable(found, wanted) else Verdict.UNPARSEABLE
-
-
-def _equal(answer: str, reference: str) -> bool:
-    """Tell whether two expressions have the same value. Raises ValueError for an answer that is no expression."""
-    from latex2sympy2_extended import NormalizationConfig  # heavy, so imported in the workers only
-    from math_verify import LatexExtractionConfig, parse, verify
-
-    # math-verify must cut nothing off, because bae.text.answers has already dealt with units.
-    config = [LatexExtractionConfig(normalization_config=NormalizationConfig(malformed_operators=True, nits=True))]
-    # A timeout of zero turns off math-verify's own alarms, which cannot interrupt C code. parse returns
-    # [expression, text]. They are reversed, so that equal texts are equal even if comparing the expressions raises.
-    gold = parse(f"\\boxed{{{reference}}}", config, parsing_timeout=0)[::-1]
-    found = parse(f"\\boxed{{{answer}}}", config, parsing_timeout=0, raise_on_error=True)[::-1]
-    equal: bool = verify(gold, found, timeout_seconds=0, raise_on_error=True, allow_set_relation_comp=True)
-    if not equal and all(isinstance(value, str) for value in found):
-        raise ValueError(f"no expression: {answer!r}")
-    return equal
