@@ -177,7 +177,7 @@ class MathVerifier:
         """Return why a text cannot be a reference; None if it can be one."""
         if not reference.strip():
             return "it is blank"
-        return None if answers.canonical(reference) else "its brackets do not match, or it has several boxes"
+        return None if canonical(reference) else "its brackets do not match, or it has several boxes"
 
     def close(self) -> None:
         """Stop the workers and drop their checks. A later call starts new ones."""
