@@ -38,7 +38,11 @@ def plain(node: DictConfig) -> Any:
 
 
 def make_run(
-    cfg: DictConfig, make_update: "Callable[[DictConfig, Pipeline], Trains]", run_id: str | None, run_name: str
+    cfg: DictConfig,
+    make_update: "Callable[[DictConfig, Pipeline], Trains]",
+    run_id: str | None,
+    run_name: str,
+    more_callbacks: "Sequence[L.Callback]" = (),
 ) -> "tuple[L.Trainer, PolicyModule, PromptDataModule]":
     """Make the parts of a training run.
 
@@ -47,6 +51,7 @@ def make_run(
         make_update: makes what a training step does, for the policy of a pipeline.
         run_id: the run in MLflow to go on with, None for a new one.
         run_name: its name there.
+        more_callbacks: beside those of the configuration.
     """
     import lightning as L
 
@@ -69,7 +74,7 @@ def make_run(
     trainer = L.Trainer(
         **make(cfg.strategy),
         max_epochs=1,  # an epoch is the whole run; its batches are the steps
-        callbacks=callbacks,
+        callbacks=[*callbacks, *more_callbacks],
         logger=make(cfg.logger, run_id=run_id, run_name=run_name),
         enable_model_summary=False,
         log_every_n_steps=1,
@@ -134,7 +139,7 @@ def saved_config(folder: Path, overrides: Sequence[str] = ()) -> DictConfig:
     for override in overrides:
         if OmegaConf.is_dict(OmegaConf.select(saved, override.partition("=")[0])):
             raise cli.UserError(f"{override}: a resumed run keeps its parts; only values can change, as in steps=300")
-    changes = [OmegaConf.from_dotlist(list(overrides)), {"output_folder": str(folder)}]
+    changes = [OmegaConf.from_dotlist(list(overrides)), {"output_folder": str(folder.absolute())}]
     merged = OmegaConf.merge(OmegaConf.structured(schema.of_run(saved)), saved)
     OmegaConf.set_struct(merged, True)
     merged = OmegaConf.merge(merged, *changes)

@@ -36,6 +36,7 @@ class RunSchema:
     output_folder: str = MISSING
     skip_finished: bool = False
     resume: str | None = None
+    stop_within: float = 600.0
 
 
 @dataclass

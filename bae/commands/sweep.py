@@ -13,6 +13,10 @@ SWEPT = "BAE_SWEPT"
 """The environment variable by which a sweep tells its jobs which keys it sweeps."""
 
 
+_open: list[tuple[str, str]] = []
+"""The store and the id of the parent run, while this process runs a sweep."""
+
+
 def swept_keys(hydra: DictConfig) -> list[str]:
     """Return the keys of a multirun that have several values, on the command line or in the sweeper's `params`."""
     given = OverridesParser.create().parse_overrides(list(hydra.overrides.task))
@@ -39,9 +43,9 @@ class SweepParent(Callback):
         logger = config.logger
         os.environ[SWEPT] = " ".join(swept_keys(config.hydra))
         overrides = " ".join(config.hydra.overrides.task) or "sweep"
-        os.environ[tracking.PARENT_RUN] = tracking.open_parent(
-            logger.tracking_uri, logger.experiment, logger.artifacts, name=overrides[:200]
-        )
+        parent = tracking.open_parent(logger.tracking_uri, logger.experiment, logger.artifacts, name=overrides[:200])
+        os.environ[tracking.PARENT_RUN] = parent
+        _open.append((logger.tracking_uri, parent))
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """Mark the parent as failed if a job failed. The sweep may end at once."""
@@ -54,11 +58,29 @@ class SweepParent(Callback):
             MlflowClient(config.logger.tracking_uri).set_terminated(parent, "FAILED")
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        from mlflow import MlflowClient
-
         from bae.report import tracking
 
-        os.environ.pop(SWEPT)
-        client, parent = MlflowClient(config.logger.tracking_uri), os.environ.pop(tracking.PARENT_RUN)
-        if client.get_run(parent).info.status == "RUNNING":
-            client.set_terminated(parent)
+        close_parent("FINISHED")
+        for name in (SWEPT, tracking.PARENT_RUN):
+            os.environ.pop(name)
+
+
+def close_parent(status: str) -> None:
+    """Give the parent run of this process's sweep, if it is still running, a status in MLflow.
+
+    The sweep has ended. So jobs that are still marked as running were killed with it.
+    """
+    from mlflow import MlflowClient
+
+    while _open:
+        uri, parent = _open.pop()
+        client = MlflowClient(uri)
+        run = client.get_run(parent)
+        jobs = client.search_runs(
+            [run.info.experiment_id],
+            f"tags.`mlflow.parentRunId` = '{parent}' and attributes.status = 'RUNNING'",
+        )
+        for job in jobs:
+            client.set_terminated(job.info.run_id, "KILLED")
+        if run.info.status == "RUNNING":
+            client.set_terminated(parent, status)

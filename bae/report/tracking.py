@@ -154,6 +154,10 @@ class MLflowRun(MLFlowLogger):
         """Log a folder as artifacts under its own name."""
         self.experiment.log_artifacts(self.run_id, str(folder), folder.name)
 
+    def set_status(self, status: str) -> None:
+        """End the run with a status of MLflow's: FINISHED, FAILED or KILLED."""
+        self.experiment.set_terminated(self.run_id, status)
+
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags of the run."""
         self.experiment.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])

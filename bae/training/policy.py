@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from bae.files import check_folder, folder_atomically
 from bae.training import attention
 from bae.training.causal_lm import CausalLM
 from bae.training.forward import check_shared_prefix
@@ -62,9 +63,13 @@ class Policy:
         return chat
 
     def save(self, folder: Path) -> None:
-        """Write safetensors, configuration and tokenizer; `AutoModelForCausalLM.from_pretrained(folder)` reads them."""
-        self.model.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+        """Write safetensors, configuration and tokenizer, with checksums, in place of what is in `folder`.
+
+        `AutoModelForCausalLM.from_pretrained(folder)` reads them. Raises DiskFullError.
+        """
+        with folder_atomically(folder) as partial:
+            self.model.save_pretrained(partial)
+            self.tokenizer.save_pretrained(partial)
 
 
 def load_pretrained(
@@ -91,10 +96,12 @@ def load_pretrained(
 
     Raises:
         FileNotFoundError: if nothing is there.
-        ValueError: for a model or tokenizer that cannot be used so.
+        ValueError: for a model or tokenizer that cannot be used so, and for a file that is not what its checksum says.
     """
     folder = PACKAGE / path.removeprefix("package://") if path.startswith("package://") else Path(path)
     source = str(folder) if folder.is_dir() else path
+    if folder.is_dir():
+        check_folder(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
         model = AutoModelForCausalLM.from_pretrained(
