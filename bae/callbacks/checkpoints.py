@@ -1,6 +1,6 @@
 """Checkpoints to resume from, and the finished policy as anyone can load it."""
 
-import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from bae.batch import RolloutBatch
 from bae.callbacks.run_logger import run_logger
 from bae.callbacks.schedule import at_least_one, due
 from bae.errors import UserError
+from bae.files import PARTIAL, atomically, checksum, write_atomically
 from bae.rollout.pipeline import Pipeline
 from bae.training.finite import non_finite
 
@@ -41,18 +42,27 @@ class Checkpoints(Checkpoint):
         self.every = every
         self.keep = keep
         self.log_policy = log_policy
+        self.saved: int | None = None
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: RolloutBatch, batch_idx: int
     ) -> None:
         done = batch.step + 1
-        if not due(done, self.every, trainer.num_training_batches):
+        if due(done, self.every, trainer.num_training_batches):
+            self.save(trainer, done)
+
+    def save(self, trainer: L.Trainer, done: int) -> None:
+        """Save a checkpoint after `done` steps, unless this process has just done so. All ranks must call it."""
+        if done == self.saved:
             return
         run_logger(trainer).sync()  # a run that goes on from this checkpoint does not log the steps before it again
         trainer.save_checkpoint(self.folder / "checkpoints" / f"step_{done:06d}.ckpt")
+        self.saved = done
         if trainer.is_global_zero:
-            for old in saved_checkpoints(self.folder)[: -self.keep]:
+            # Later ones are there if they are damaged and the run went on from one before. They do not count.
+            for old in [path for path in saved_checkpoints(self.folder) if step_of(path) <= done][: -self.keep]:
                 old.unlink()
+                sums_of(old).unlink(missing_ok=True)
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         # A finished run that is made longer would stop at once: Lightning remembers that its batch was the last.
@@ -78,10 +88,48 @@ def last_good(folder: Path) -> str:
     return f"the last good checkpoint is {saved[-1]}, which resume={folder} goes on from"
 
 
+def step_of(checkpoint: Path) -> int:
+    """Return the number of steps after which a checkpoint was saved."""
+    return int(checkpoint.stem.removeprefix("step_"))
+
+
+def sums_of(checkpoint: Path) -> Path:
+    """Return the file with the checksum of a checkpoint, beside it; `sha256sum -c` reads it."""
+    return checkpoint.with_suffix(".ckpt.sha256")
+
+
+def is_sound(checkpoint: Path) -> bool:
+    """Tell whether a checkpoint is what was written.
+
+    One without a checksum, of an earlier version or of a run that was killed between the two files, is a zip archive
+    that has checksums of its parts.
+    """
+    if checkpoint.is_dir():  # a sharded strategy wrote it
+        return True
+    try:
+        if sums_of(checkpoint).is_file():
+            return sums_of(checkpoint).read_text(errors="replace").split()[:1] == [checksum(checkpoint)]
+        with zipfile.ZipFile(checkpoint) as archive:
+            return archive.testzip() is None
+    except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError):
+        return False
+
+
+def sound_checkpoints(folder: Path) -> tuple[Path | None, list[Path]]:
+    """Return the newest checkpoint of a run that is sound, None if none is, and the newer ones, which are damaged."""
+    damaged: list[Path] = []
+    for checkpoint in reversed(saved_checkpoints(folder)):
+        if is_sound(checkpoint):
+            return checkpoint, damaged
+        damaged.append(checkpoint)
+    return None, damaged
+
+
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Write beside the target and rename, so that a run killed while saving keeps the previous checkpoint whole.
 
-    It raises UserError for weights and optimiser states that are not finite: no run could go on from them.
+    A checksum is written beside it. It raises UserError for weights and optimiser states that are not finite: no run
+    could go on from them.
 
     Lightning's own goes through $TMPDIR, which may be another file system, where a move is a copy.
     """
@@ -96,10 +144,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 f"{target.name} is not saved, because {name} has numbers that are not finite; "
                 f"{last_good(target.parent.parent)}"
             )
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_suffix(".partial")
-        with open(partial, "wb") as file:
+        for left in target.parent.glob(f"*{PARTIAL}"):  # of a process that was killed
+            left.unlink()
+        sums_of(target).unlink(missing_ok=True)  # of an older file of this name
+        with atomically(target) as file:
             torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, target)
+        write_atomically(sums_of(target), f"{checksum(target)}  {target.name}\n")

@@ -39,7 +39,11 @@ def plain(node: DictConfig | ListConfig) -> Any:
 
 
 def make_run(
-    cfg: DictConfig, make_update: "Callable[[DictConfig, Pipeline], Trains]", run_id: str | None, run_name: str
+    cfg: DictConfig,
+    make_update: "Callable[[DictConfig, Pipeline], Trains]",
+    run_id: str | None,
+    run_name: str,
+    more_callbacks: "Sequence[L.Callback]" = (),
 ) -> "tuple[L.Trainer, PolicyModule, PromptDataModule]":
     """Make the parts of a training run.
 
@@ -48,6 +52,7 @@ def make_run(
         make_update: makes what a training step does, for the policy of a pipeline.
         run_id: the run in MLflow to go on with; None for a new one, and for one that MLflow has not made yet.
         run_name: its name there.
+        more_callbacks: beside those of the configuration.
     """
     import lightning as L
 
@@ -70,7 +75,7 @@ def make_run(
     trainer = L.Trainer(
         **make(cfg.strategy),
         max_epochs=1,  # an epoch is the whole run; its batches are the steps
-        callbacks=callbacks,
+        callbacks=[*callbacks, *more_callbacks],
         logger=make(cfg.logger, folder=cfg.output_folder, run_id=run_id, run_name=run_name),
         enable_model_summary=False,
         log_every_n_steps=1,
@@ -158,7 +163,7 @@ def saved_config(key: str, folder: Path, trust: Sequence[str], overrides: Sequen
     for override in overrides:
         if OmegaConf.is_dict(OmegaConf.select(saved, override.partition("=")[0])):
             raise cli.UserError(f"{override}: a resumed run keeps its parts; only values can change, as in steps=300")
-    changes = [OmegaConf.from_dotlist(list(overrides)), {"output_folder": str(folder)}]
+    changes = [OmegaConf.from_dotlist(list(overrides)), {"output_folder": str(folder.absolute())}]
     merged = OmegaConf.merge(OmegaConf.structured(schema.of_run(saved)), saved)
     OmegaConf.set_struct(merged, True)
     resolved = plain(OmegaConf.merge(merged, *changes))

@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from bae.commands import process_setup, schema
 from bae.errors import UserError
 from bae.report.credentials import has_credentials, refusal
+from bae.signals import Stopped, StopSignals
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
@@ -55,7 +56,8 @@ def run(task: Callable[[DictConfig], None], config_name: str) -> None:
     """Compose `conf/<config_name>.yaml` with the command line and call `task`.
 
     Exits with status 1 and one sentence on stderr for a UserError, or for a configuration that does not compose.
-    HYDRA_FULL_ERROR=1 shows the whole traceback instead.
+    HYDRA_FULL_ERROR=1 shows the whole traceback instead. A signal that stops the process gives one sentence, too, and
+    an exit code of its own (bae.signals).
     """
     process_setup.prepare()
     schema.register()
@@ -70,8 +72,25 @@ def run(task: Callable[[DictConfig], None], config_name: str) -> None:
 
     check_credentials({argument.partition("=")[0]: argument for argument in sys.argv[1:]})
     # Hydra then raises, and the sentence can be ours.
-    with _one_sentence(chosen == "1"), _environment(FULL_ERROR, "1"):
+    with _stops(), _one_sentence(chosen == "1"), _environment(FULL_ERROR, "1"), StopSignals():
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(quiet)()
+
+
+@contextmanager
+def _stops() -> Iterator[None]:
+    """Let no sweep stay open in MLflow, and say which signal stopped this process."""
+    from bae.commands import sweep
+
+    try:
+        yield
+    except Stopped as stop:
+        message = stop.message or f"stopped by {stop.name} before it was done; the same command begins again"
+        print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
+        sweep.close_parent("KILLED")
+        raise
+    except BaseException:
+        sweep.close_parent("FAILED")
+        raise
 
 
 @contextmanager

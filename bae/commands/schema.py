@@ -37,6 +37,7 @@ class RunSchema:
     skip_finished: bool = False
     resume: str | None = None
     trust: list[str] = field(default_factory=list)
+    stop_within: float = 600.0
 
 
 @dataclass

@@ -15,6 +15,10 @@ SWEPT = "BAE_SWEPT"
 """The environment variable by which a sweep tells its jobs which keys it sweeps."""
 
 
+_open: list[tuple[str, str]] = []
+"""The store and the id of the parent run, while this process runs a sweep."""
+
+
 def swept_keys(hydra: DictConfig) -> list[str]:
     """Return the keys of a multirun that have several values, on the command line or in the sweeper's `params`."""
     given = OverridesParser.create().parse_overrides(list(hydra.overrides.task))
@@ -42,11 +46,13 @@ class SweepParent(Callback):
         os.environ[SWEPT] = " ".join(swept_keys(config.hydra))
         overrides = " ".join(config.hydra.overrides.task) or "sweep"
         try:
-            os.environ[tracking.PARENT_RUN] = tracking.open_parent(
+            parent = tracking.open_parent(
                 logger.tracking_uri, logger.experiment, logger.artifacts, name=overrides[:200]
             )
         except ValueError as error:  # before any job; Hydra would make a warning of it
             sys.exit(f"{Path(sys.argv[0]).name}: {error}")
+        os.environ[tracking.PARENT_RUN] = parent
+        _open.append((logger.tracking_uri, parent))
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """Mark the parent as failed if a job failed. The sweep may end at once."""
@@ -57,9 +63,36 @@ class SweepParent(Callback):
             store.connect(config.logger.tracking_uri).set_terminated(parent, "FAILED")
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        from bae.report import store, tracking
+        from bae.report import tracking
 
-        os.environ.pop(SWEPT)
-        client, parent = store.connect(config.logger.tracking_uri), os.environ.pop(tracking.PARENT_RUN)
-        if client.get_run(parent).info.status == "RUNNING":
-            client.set_terminated(parent)
+        close_parent("FINISHED")
+        for name in (SWEPT, tracking.PARENT_RUN):
+            os.environ.pop(name)
+
+
+def close_parent(status: str) -> None:
+    """Give the parent run of this process's sweep, if it is still running, a status in MLflow.
+
+    The sweep has ended. So jobs that are still marked as running were killed with it.
+    """
+    from mlflow.exceptions import MlflowException
+
+    while _open:
+        uri, parent = _open.pop()
+        try:
+            _close(uri, parent, status)
+        except MlflowException as error:  # how the sweep ended matters more
+            print(f"{uri} was not told that the sweep {parent} is {status}: {error}", file=sys.stderr)
+
+
+def _close(uri: str, parent: str, status: str) -> None:
+    """Give a parent run, and its jobs that are still marked as running, a status."""
+    from bae.report import store
+
+    client = store.connect(uri)
+    run = client.get_run(parent)
+    wanted = f"tags.`mlflow.parentRunId` = '{parent}' and attributes.status = 'RUNNING'"
+    for job in client.search_runs([run.info.experiment_id], wanted):
+        client.set_terminated(job.info.run_id, "KILLED")
+    if run.info.status == "RUNNING":
+        client.set_terminated(parent, status)

@@ -4,14 +4,13 @@ Heavy imports wait inside the functions. So --help and a mistyped key answer at 
 verifier, which import the main module again, start light.
 """
 
-import hashlib
-import json
 import math
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +19,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from bae.commands import cli, schema
-from bae.commands.build import CONFIG_FILE, make, make_run, plain, run_folder, run_id_of, saved_config
+from bae.commands.build import CONFIG_FILE, make, make_run, plain
+from bae.commands.resuming import AUTO, begin, settings
+from bae.commands.stopping import NOTICE, leave, no_room
 from bae.commands.sweep import job_name
+from bae.files import write_atomically
+from bae.signals import Stopped, StopSignals
 
 if TYPE_CHECKING:
     import lightning as L
@@ -31,8 +34,6 @@ if TYPE_CHECKING:
     from bae.training.causal_lm import CausalLM
     from bae.training.module import Trains
     from bae.training.update import Update
-
-PLACES = ("outputs", "output_folder", "logger", "name", "resume", "trust", "skip_finished")  # they change no result
 
 
 def main() -> None:
@@ -67,27 +68,33 @@ def fit(
     Returns:
         The output folder of the run; None if the run was done before, or in a process that is not the first.
     """
-    run_id, checkpoint = None, None
-    with cli.user_errors():
-        if cfg.resume:
-            folder, checkpoint = find_checkpoint(cfg)
-            given = HydraConfig.get().overrides.task
-            changes = [o for o in given if o.partition("=")[0] not in ("resume", "trust")]
-            cfg = saved_config("resume", folder, cfg.trust, changes)
-            run_id = run_id_of(folder)
-        check(cfg)
-        if cfg.skip_finished and not cfg.resume and (finished := find_finished(cfg)):
-            print(f"done before: run {finished} in {cfg.logger.tracking_uri}; skip_finished=false does it again")
+    from bae.callbacks.stopping import StopAtStepEnd
+
+    with StopSignals() as signals, ExitStack() as held:
+        with cli.user_errors():
+            beginning = begin(cfg, check, held)
+            if beginning is None:
+                return None
+            cfg, run_id, stopper = beginning.cfg, beginning.run_id, StopAtStepEnd(signals)
+            trainer, module, data = make_run(cfg, make_update, run_id, job_name(cfg.logger.run_name), [stopper])
+        if trainer.is_global_zero:
+            signals.notice, signals.last_words = NOTICE, partial(leave, cfg, trainer, agreed=False)
+        signals.within = cfg.stop_within
+        try:
+            if trainer.is_global_zero:
+                record(cfg, trainer.logger, module.model, is_new=beginning.checkpoint is None)
+            with ranks_of_one_job(cfg, beginning.checkpoint):
+                trainer.fit(module, data, ckpt_path=beginning.checkpoint, weights_only=True)
+        except Stopped as stop:
+            leave(cfg, trainer, stop, stopper.agreed)
+            raise
+        except Exception as error:
+            raise (no_room(cfg, error) or error) from None
+        signals.deferred = False
+        if not trainer.is_global_zero:
             return None
-        trainer, module, data = make_run(cfg, make_update, run_id, job_name(cfg.logger.run_name))
-    if trainer.is_global_zero:
-        record(cfg, trainer.logger, module.model, is_new=checkpoint is None)
-    with ranks_of_one_job(cfg):
-        trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
-    if not trainer.is_global_zero:
-        return None
-    report(cfg, trainer)
-    return Path(cfg.output_folder)
+        report(cfg, trainer)
+        return Path(cfg.output_folder)
 
 
 def check(cfg: DictConfig) -> None:
@@ -127,8 +134,7 @@ def record(cfg: DictConfig, logger: Any, model: "CausalLM", is_new: bool) -> Non
     """Write down what is run: in the output folder and in MLflow."""
     folder = Path(cfg.output_folder)
     if is_new:
-        folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(cfg, folder / CONFIG_FILE)
+        write_atomically(folder / CONFIG_FILE, OmegaConf.to_yaml(cfg))
         logger.begin()
         choices = HydraConfig.get().runtime.choices.items()
         logger.log_config(plain(cfg), {group: option for group, option in choices if not {"/", "@"} & set(group)})
@@ -145,19 +151,27 @@ def record(cfg: DictConfig, logger: Any, model: "CausalLM", is_new: bool) -> Non
 
 
 @contextmanager
-def ranks_of_one_job(cfg: DictConfig) -> Iterator[None]:
+def ranks_of_one_job(cfg: DictConfig, checkpoint: Path | None) -> Iterator[None]:
     """Let further ranks train this job, and be gone after it.
 
     Lightning starts them with the command line of this process: in a sweep, each would start the whole sweep. And it
     leaves the process group and its environment behind, in which the next job would wait for ranks that have ended.
+
+    Args:
+        cfg: of the run.
+        checkpoint: that it goes on with; None for a new run. With resume=auto, further ranks are told which it is.
     """
     import torch
 
     command, environment = sys.argv, dict(os.environ)
-    if HydraConfig.get().mode == RunMode.MULTIRUN:
-        composed = HydraConfig.get()
+    composed = HydraConfig.get()
+    own = list(composed.overrides.task)
+    is_auto = f"resume={AUTO}" in own
+    if is_auto:
+        own = [f"resume={cfg.output_folder}"] if checkpoint else [o for o in own if o != f"resume={AUTO}"]
+    if is_auto or composed.mode == RunMode.MULTIRUN:
         folders = [f"--config-dir={s.path}" for s in composed.runtime.config_sources if s.provider == "command-line"]
-        sys.argv = [command[0], *folders, *composed.overrides.task, f"output_folder={cfg.output_folder}"]
+        sys.argv = [command[0], *folders, *own, f"output_folder={cfg.output_folder}"]
     try:
         yield
     finally:
@@ -166,37 +180,6 @@ def ranks_of_one_job(cfg: DictConfig) -> Iterator[None]:
             torch.distributed.destroy_process_group()
         for name in os.environ.keys() - environment.keys():
             del os.environ[name]
-
-
-def settings(cfg: DictConfig) -> str:
-    """Return a digest of all that decides what a run computes; where it writes is left out."""
-    placeless = cfg.copy()
-    placeless.outputs = placeless.output_folder = ""  # callbacks refer to them
-    decisive = {key: value for key, value in plain(placeless).items() if key not in PLACES}
-    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def find_finished(cfg: DictConfig) -> str | None:
-    """Return the id of a finished run in MLflow with these settings, or None."""
-    from bae.report.tracking import search
-
-    found = search(
-        cfg.logger.tracking_uri,
-        [cfg.logger.experiment],
-        f"tags.settings = '{settings(cfg)}' and attributes.status = 'FINISHED'",
-    )
-    return found[0].info.run_id if found else None
-
-
-def find_checkpoint(cfg: DictConfig) -> tuple[Path, Path]:
-    """Return the output folder that `resume` means and its newest checkpoint. Raises UserError if there is none."""
-    from bae.callbacks.checkpoints import saved_checkpoints
-
-    folder = run_folder("resume", cfg.resume, cfg.logger.tracking_uri)
-    checkpoints = saved_checkpoints(folder)
-    if not checkpoints:
-        raise cli.UserError(f"resume={cfg.resume}: {folder} holds no checkpoint yet; start the run anew")
-    return folder, checkpoints[-1]
 
 
 def report(cfg: DictConfig, trainer: "L.Trainer") -> None:

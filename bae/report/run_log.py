@@ -19,6 +19,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from bae.files import write_atomically
+
 RUN_FILE = "run_id"
 """In the output folder: the id of the run in the store. It is written when the store has made the run."""
 LOG = Path("tracking") / "log.jsonl"
@@ -140,7 +142,7 @@ class RunLog:
 
     def mark_sent(self, sent: Sent) -> None:
         """Write down how far the store has the log."""
-        write_whole(self.folder / SENT, json.dumps(asdict(sent)))
+        write_atomically(self.folder / SENT, json.dumps(asdict(sent)))
 
     def unsent(self) -> int:
         """Return the number of entries that the store does not have."""
@@ -172,17 +174,6 @@ class RunLog:
             self._last |= {key: max(step, self._last.get(key, -1)) for key, _, step in entry["metrics"]}
         elif entry["kind"] == "results":
             self._results |= {(key, step): repr(value) for key, value, step in entry["metrics"]}
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that after a kill it is the old one or the new one, and never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
 
 
 def logs_below(folder: Path) -> list[RunLog]:

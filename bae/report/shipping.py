@@ -27,7 +27,8 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
 
-from bae.report.run_log import LOCK, RUN_FILE, Entry, RunLog, Sent, write_whole
+from bae.files import write_atomically
+from bae.report.run_log import LOCK, RUN_FILE, Entry, RunLog, Sent
 from bae.report.store import connect, is_for_good, prepare_store, reason
 
 LOG_TAG = "log_id"
@@ -143,7 +144,7 @@ class Shipper:
             tags = {**entry["tags"], LOG_TAG: entry["id"]}
             made = self._client.create_run(experiment_id, entry["time"], tags, entry["name"])
             run_id = str(made.info.run_id)
-        write_whole(self.log.folder / RUN_FILE, run_id)
+        write_atomically(self.log.folder / RUN_FILE, run_id)
         self.sent = Sent(self.sent.offset, run_id)
 
     def _params(self, entry: Entry) -> None:

@@ -16,8 +16,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from mlflow.entities import Run
 
 from bae.evaluation.voting import metric_name
+from bae.files import write_atomically
 from bae.report.credentials import refuse_credentials
-from bae.report.run_log import RunLog, Sent, write_whole
+from bae.report.run_log import RunLog, Sent
 from bae.report.shipping import Shipper, Worker, tell
 from bae.report.store import NotInStore, StoreError, absolute, answering, connect, prepare_store, store
 
@@ -148,7 +149,7 @@ class MLflowRun(Logger):
     def log_completions(self, table: dict[str, list], step: int) -> None:
         """Log the columns of a completion table as an artifact, such as completions/step_000050.json."""
         file = f"completions/step_{step:06d}.json"
-        write_whole(self.log.folder / file, pandas.DataFrame(table).to_json(orient="split", index=False))
+        write_atomically(self.log.folder / file, pandas.DataFrame(table).to_json(orient="split", index=False))
         with self._logging():
             self.log.append("table", file=file, to="completions")
 

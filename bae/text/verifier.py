@@ -250,6 +250,9 @@ class _Checks:
                     raise RuntimeError("the worker processes of the verifier broke down")
                 wait([future], timeout=1.0)
             error = future.exception()  # expected errors are not raised: a traceback would tie self into a cycle
+            if isinstance(error, ProcessExpired) and error.exitcode == -signal.SIGTERM:
+                # Not by pebble, which reports a TimeoutError: whoever stops this run signalled its whole group.
+                raise RuntimeError("a worker process of the verifier was stopped from outside")
             if isinstance(error, (TimeoutError, ProcessExpired)):
                 self._verdicts[pair] = Verdict.TIMEOUT
             elif error is not None:
@@ -281,6 +284,7 @@ def _start_worker(memory_mb: int) -> None:
     global _soft_limit
     # pebble's signal handler is Python code. A long C call would delay it until pebble sends SIGKILL 3 s later.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # Slurm warns every process of a job; the run saves, we go on
     _compare("1+x", "x+2")
     size, more = _peak_address_space(), memory_mb << 20
     if not size:

@@ -11,6 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from bae.errors import UserError
+from bae.files import check_folder, folder_atomically
 from bae.training import attention
 from bae.training.causal_lm import CausalLM
 from bae.training.finite import non_finite
@@ -64,14 +65,16 @@ class Policy:
         return chat
 
     def save(self, folder: Path) -> None:
-        """Write safetensors, configuration and tokenizer; `AutoModelForCausalLM.from_pretrained(folder)` reads them.
+        """Write safetensors, configuration and tokenizer, with checksums, in place of what is in `folder`.
 
-        Raises UserError if a weight is not finite.
+        `AutoModelForCausalLM.from_pretrained(folder)` reads them. Raises UserError if a weight is not finite, and
+        DiskFullError.
         """
         if (name := non_finite(self.model.state_dict())) is not None:
             raise UserError(f"{folder} is not saved, because {name} has numbers that are not finite")
-        self.model.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+        with folder_atomically(folder) as partial:
+            self.model.save_pretrained(partial)
+            self.tokenizer.save_pretrained(partial)
 
 
 def load_pretrained(
@@ -98,10 +101,12 @@ def load_pretrained(
 
     Raises:
         FileNotFoundError: if nothing is there.
-        ValueError: for a model or tokenizer that cannot be used so.
+        ValueError: for a model or tokenizer that cannot be used so, and for a file that is not what its checksum says.
     """
     folder = PACKAGE / path.removeprefix("package://") if path.startswith("package://") else Path(path)
     source = str(folder) if folder.is_dir() else path
+    if folder.is_dir():
+        check_folder(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
         model = AutoModelForCausalLM.from_pretrained(
