@@ -8,6 +8,7 @@ from omegaconf import DictConfig, ListConfig
 
 from bae.commands import cli
 from bae.commands.build import RUN_FILE, make, plain, quieten, trained
+from bae.signals import Stopped
 
 if TYPE_CHECKING:
     import pandas
@@ -75,8 +76,15 @@ def evaluate_file(cfg: DictConfig) -> None:
     stem = Path(cfg.completions).stem
     run_id = client.create_run(experiment_id, run_name=stem, tags={"completions": cfg.completions}).info.run_id
     named = ((model.replace("/", "_"), table) for model, table in tables.items())
-    record(named, verifier, Path(cfg.outputs) / "evaluations" / stem, uri, run_id, cfg.resamples)
-    client.set_terminated(run_id)
+    status = "FAILED"
+    try:
+        record(named, verifier, Path(cfg.outputs) / "evaluations" / stem, uri, run_id, cfg.resamples)
+        status = "FINISHED"
+    except Stopped:
+        status = "KILLED"
+        raise
+    finally:
+        client.set_terminated(run_id, status)
 
 
 def record(
