@@ -1,6 +1,6 @@
 """Signals that ask a process to stop: when it does, and with which exit code.
 
-This module imports nothing of the project. docs/reliability_signals.md has the table of exit codes.
+This module imports nothing of the project. docs/reliability.md has the table of exit codes.
 """
 
 import math

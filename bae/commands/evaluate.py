@@ -8,6 +8,7 @@ from omegaconf import DictConfig, ListConfig
 
 from bae.commands import cli
 from bae.commands.build import logger_of, make, plain, quieten, trained
+from bae.signals import Stopped
 
 if TYPE_CHECKING:
     import pandas
@@ -75,7 +76,15 @@ def evaluate_file(cfg: DictConfig) -> None:
     logger.begin()  # each time a run of its own
     logger.set_tags({"completions": cfg.completions})
     named = ((model.replace("/", "_"), table) for model, table in tables.items())
-    record(named, verifier, folder, logger, cfg.resamples, "FINISHED")
+    status = "FAILED"
+    try:
+        record(named, verifier, folder, logger, cfg.resamples)
+        status = "FINISHED"
+    except Stopped:
+        status = "KILLED"
+        raise
+    finally:
+        logger.finalize(status)
 
 
 def record(
@@ -84,12 +93,8 @@ def record(
     folder: Path,
     logger: "MLflowRun",
     resamples: int,
-    status: str | None = None,
 ) -> None:
-    """Measure each table as it comes, write it to `folder` and log it to the run; print what was found.
-
-    status: of the run in the end; None leaves it as it is.
-    """
+    """Measure each table as it comes, write it to `folder` and log it to the run; print what was found."""
     from bae.evaluation.measure import lines, measure
 
     summaries: dict[str, Summary] = {}
@@ -98,8 +103,6 @@ def record(
         logger.log_evaluation(found, files)
         summaries |= found
     print("\n".join(["", *lines(summaries), ""]))
-    if status is not None:
-        logger.set_status(status)
     logger.close()
     print(f"samples  {folder}\nrun      {logger.place}")
 
