@@ -7,6 +7,8 @@ were injected and survived, and the command; a row of the same fault is replaced
 
 import argparse
 import csv
+import importlib
+import math
 import os
 import random
 import shutil
@@ -31,6 +33,12 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # for tests.support
 ROOT = Path(__file__).parent.parent
 LIMIT = 900
 """Seconds after which a run counts as hung."""
+LOADED = [
+    "bae.commands.train", "bae.callbacks", "bae.report.tracking", "bae.rollout.pipeline", "bae.rollout.local.engine",
+    "bae.tasks.loader", "bae.tasks.arithmetic", "bae.training.module", "bae.training.policy", "bae.training.update",
+    "matplotlib.pyplot", "transformers.models.llama.modeling_llama",
+]  # fmt: skip
+"""What each child needs, loaded once before it is forked."""
 Outcome = str | None
 
 
@@ -65,13 +73,11 @@ TINY = [
 def child(work: Callable[[], None], output: Path) -> int:
     """Do something in a forked process and return its exit code, negative for a signal. What it prints is added to a
     file. The libraries are loaded once, here, so a run takes seconds."""
-    import lightning  # noqa: F401
-    import mlflow  # noqa: F401
-    import torch  # noqa: F401
+    from tests.support import empty_store
 
-    import bae.commands.train
-    import bae.report.tracking  # noqa: F401
-
+    for name in LOADED:
+        importlib.import_module(name)
+    empty_store()  # loads what MLflow needs for a database
     pid = os.fork()
     if pid == 0:
         code = 1
@@ -218,7 +224,7 @@ def sigkill(count: int, folder: Path) -> Iterator[Outcome]:
                 failed = f"exit code {code}; see {output}"
                 break
             mine += 1
-            (run,) = (outputs / "runs").iterdir()
+            (run,) = {path.parent.parent for path in outputs.glob("runs/*/checkpoints/*.ckpt")}
             arguments = [f"resume={run}"]
         failed = failed or differences(record(outputs), wanted)
         kills += mine
@@ -226,6 +232,58 @@ def sigkill(count: int, folder: Path) -> Iterator[Outcome]:
         yield from [failed] * mine
         if failed is None:
             shutil.rmtree(outputs)
+
+
+@fault("a logger killed at any place and gone on with leaves what an undisturbed one does")
+def sigkill_logging(count: int, folder: Path) -> Iterator[Outcome]:
+    """One kill at each place in turn, of a process that logs as a run does and does not train."""
+    whole = folder / "whole"
+    if child(partial(log_without_training, whole), folder / "whole.txt"):
+        raise RuntimeError(f"the undisturbed logger failed; see {folder / 'whole.txt'}")
+    wanted = record(whole)
+    for at in range(1, count + 1):
+        outputs, output = folder / f"place_{at}", folder / f"place_{at}.txt"
+        code = child(partial(log_without_training, outputs, at), output)
+        if code == 0:
+            return  # there are no more places
+        code = code if code != -signal.SIGKILL else child(partial(log_without_training, outputs), output)
+        failed = f"exit code {code}; see {output}" if code else differences(record(outputs), wanted)
+        if failed:
+            print(f"place {at}: {failed}", flush=True)
+        yield failed
+
+
+def log_without_training(outputs: Path, at: int = 10**9) -> None:
+    """Log metrics, tables, an evaluation and a folder, with a checkpoint a step; go on from the newest one."""
+    from bae.callbacks.checkpoints import saved_checkpoints
+    from bae.evaluation.measure import Summary
+    from bae.report.run_log import write_whole
+    from bae.report.tracking import MLflowRun
+    from tests.support import empty_store
+
+    folder = outputs / "runs" / "one"
+    saved = saved_checkpoints(folder)
+    if not (outputs / "mlflow.db").exists():
+        folder.mkdir(parents=True)
+        (outputs / "mlflow.db").write_bytes(empty_store())
+    with Killer(outputs, at).installed():
+        logger = MLflowRun(f"sqlite:///{outputs / 'mlflow.db'}", "faults", str(folder), str(outputs / "artifacts"))
+        if saved:
+            logger.set_status("RUNNING")
+        else:
+            logger.begin()
+            logger.log_config({"steps": STEPS}, {"model": "none"})
+        for step in range(len(saved) + 1, STEPS + 1):
+            for split in ("train", "val"):
+                logger.log_metrics({f"{split}/accuracy": step / 10, f"{split}/none": math.nan}, step)
+            logger.log_metrics({"time/step": time.time()}, step)
+            logger.log_completions({"text": [f"step {step}"]}, step)
+            logger.sync()
+            write_whole(folder / "checkpoints" / f"step_{step:06d}.ckpt", "")
+        write_whole(folder / "policy" / "model.json", "{}")
+        logger.log_evaluation({"val": Summary({"ece": 0.1}, {"maj": [0.5, 0.75]})}, [])
+        logger.log_folder(folder / "policy")
+        logger.finalize("success")
 
 
 def write_row(path: Path, row: dict[str, Any]) -> None:

@@ -85,7 +85,7 @@ def answering(tracking_uri: str) -> Iterator[None]:
 
 def is_for_good(error: MlflowException) -> bool:
     """Tell whether a store refused what it was given, and would refuse it again."""
-    return error.error_code == "INVALID_PARAMETER_VALUE"
+    return bool(error.error_code == "INVALID_PARAMETER_VALUE")
 
 
 def reason(error: Exception) -> str:
