@@ -1,4 +1,4 @@
-"""SIGKILL at many places of a run that logs; benchmarks/faults.py has the places, and `make faults` runs more of them."""
+"""SIGKILL at many places of a run that logs. benchmarks/faults.py has the places; `make faults` runs them, too."""
 
 import importlib.util
 import sys
