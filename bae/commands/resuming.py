@@ -145,7 +145,10 @@ def settings(cfg: DictConfig) -> str:
     placeless = cfg.copy()
     placeless.outputs = placeless.output_folder = ""  # callbacks refer to them
     decisive = {key: value for key, value in plain(placeless).items() if key not in PLACES}
-    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
+    text = json.dumps(decisive, sort_keys=True)
+    for place in (cfg.output_folder, cfg.outputs):  # in a resumed run's configuration no references are left
+        text = text.replace(json.dumps(str(Path(place).absolute()))[1:-1], "")
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def find_finished(cfg: DictConfig) -> str | None:

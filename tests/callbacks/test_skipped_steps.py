@@ -69,7 +69,7 @@ def test_an_infinite_reward_costs_one_step(tmp_path, capfd):
     for left in (2, 1):  # resumed after the skipped step, and before it
         for step in range(left + 1, 4):
             (folder / "checkpoints" / f"step_{step:06d}.ckpt").unlink()
-        call(train, tmp_path, f"resume={folder}")
+        call(train, tmp_path, f"resume={folder}", "trust=[tests]")
         assert_equal(weights(folder), whole)
         assert_equal(checkpoint(folder, 3)["callbacks"], saved[2]["callbacks"])
 
@@ -89,7 +89,7 @@ def test_several_skipped_steps_stop_the_run_and_a_mended_one_goes_on(tmp_path, m
     assert [len(file.read_text().splitlines()) for file in files] == [3, 3]
     assert non_finite(checkpoint(folder, 3)) is None and not (folder / "policy").exists()
     monkeypatch.setattr(faults, "spoiled", lambda completion, problems, value: correctness(completion))
-    call(train, tmp_path, f"resume={folder}")
+    call(train, tmp_path, f"resume={folder}", "trust=[tests]")
     assert run_of(tmp_path)[1].info.status == "FINISHED" and non_finite(weights(folder)) is None
 
 
@@ -133,7 +133,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path, monkeypatch, watc
     _, run, folder = run_of(tmp_path)
     assert ("weights are not finite after step 2" if watched else "step_000002.ckpt is not saved") in str(stopped.value)
     assert str(folder / "checkpoints" / "step_000001.ckpt") in str(stopped.value)
-    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step_000001.ckpt"]
+    assert [path.name for path in (folder / "checkpoints").glob("*.ckpt")] == ["step_000001.ckpt"]
     assert run.info.status == "FAILED" and not (folder / "policy").exists()
 
 

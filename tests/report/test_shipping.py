@@ -181,3 +181,18 @@ def test_more_tables_than_a_tag_can_list(tmp_path, store):
     logger.finalize("success")
     tag = store.client.get_run(logger.run_id).data.tags["mlflow.loggedArtifacts"]
     assert len(tag) <= shipping.TAG_LIMIT and "step_000007.json" in tag
+
+
+def test_what_a_log_names_outside_its_folder_is_not_sent(tmp_path, capsys):
+    """The log may be a stranger's: it cannot make a file of this machine go to a store."""
+    secret = tmp_path / "secret"
+    secret.write_text("s3cret")
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    logger = tracking.MLflowRun(uri, "test", str(tmp_path / "run"), artifacts=str(tmp_path / "artifacts"))
+    logger.begin()
+    for name in (str(secret), "../secret"):
+        logger.log.append("artifact", file=name, to="stolen")
+    logger.set_status("FINISHED")
+    logger.close()
+    assert logger.log.unsent() == 0 and "outside the run's folder" in capsys.readouterr().err
+    assert not list((tmp_path / "artifacts").rglob("secret"))

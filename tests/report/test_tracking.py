@@ -106,7 +106,8 @@ def test_a_run_without_a_log_that_the_store_does_not_have_is_refused(make):
 
 def test_an_evaluation_is_logged_by_name_and_number_of_samples(uri, make, tmp_path):
     logger = make()
-    file = tmp_path / "val.json"  # outside the folder of the run
+    file = logger.log.folder / "evaluation" / "val.json"
+    file.parent.mkdir(parents=True)
     file.write_text("{}")
     summary = Summary({"accuracy": 0.5, "ece": math.nan}, {"pass@1": [0.25, 0.5]})
     logger.log_evaluation({"val/attempt_2": summary}, [file])
