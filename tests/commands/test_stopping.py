@@ -254,8 +254,9 @@ def test_slurm_is_asked_to_run_the_job_again(tmp_path, monkeypatch):
     """As under srun, with a scontrol that writes down what it is asked."""
     (tmp_path / "scontrol").write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\n')
     (tmp_path / "scontrol").chmod(0o755)
-    slurm = {"SLURM_NTASKS": "1", "SLURM_JOB_NAME": "train", "SLURM_JOB_ID": "77", "SLURM_PROCID": "0", "SLURM_LOCALID": "0",
-                 "SLURM_NODEID": "0", "SLURM_NODELIST": "localhost", "PATH": f"{tmp_path}:{os.environ['PATH']}"}  # fmt: skip
+    slurm = {"SLURM_NTASKS": "1", "SLURM_JOB_NAME": "train", "SLURM_JOB_ID": "77", "SLURM_PROCID": "0"}
+    slurm |= {"SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_NODELIST": "localhost"}
+    slurm["PATH"] = f"{tmp_path}:{os.environ['PATH']}"
     process, log = start("steps=100000", cwd=tmp_path, **slurm)
     until(lambda: list(tmp_path.glob("outputs/runs/*/checkpoints/*.ckpt")), process, log)
     process.send_signal(signal.SIGUSR1)

@@ -163,7 +163,7 @@ def test_confidences_are_drawn_by_their_weights():
     drawn = [draw.draw(rng) for _ in range(4000)]
     assert set(drawn) == {"0.1", "0.9"} and abs(drawn.count("0.1") / 4000 - 0.75) < 0.03
     for wrong in ({}, {"0.1": 0}, {"0.1": -1}):
-        with pytest.raises(ValueError, match=r"confidences={}"):
+        with pytest.raises(ValueError, match=r"^confidences="):
             Confidences(wrong)
 
 
