@@ -10,6 +10,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores, so one th
 process_setup.prepare()  # as the entry points do, before torch and MLflow are loaded
 
 import pytest  # noqa: E402
+from hypothesis import settings  # noqa: E402
+
+settings.register_profile("patient", deadline=None)  # the cores may be busy
+settings.load_profile("patient")
 
 
 @pytest.fixture
