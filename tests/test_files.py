@@ -46,7 +46,7 @@ def test_a_writer_that_fails_leaves_what_was_there(tmp_path):
 def test_a_full_disk_leaves_what_was_there(tmp_path):
     path = tmp_path / "file"
     write_atomically(path, "whole")
-    with no_file_above(1000), pytest.raises(DiskFullError, match="no room for .*file"), atomically(path) as file:
+    with no_file_above(1000), pytest.raises(DiskFullError, match=r"no room for .*file"), atomically(path) as file:
         file.write(bytes(100_000))
     assert path.read_text() == "whole" and os.listdir(tmp_path) == ["file"]
 
