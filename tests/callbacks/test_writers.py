@@ -254,7 +254,7 @@ def test_what_a_baseline_learnt_is_resumed(folder):
     (run,) = found(folder, "resumed")
     history = lambda: metric_history(folder, run, "train/fallback/confidence_brier")  # noqa: E731
     place = Path(run.data.tags["output_folder"])
-    saved = [torch.load(path, weights_only=True) for path in sorted((place / "checkpoints").iterdir())]
+    saved = [torch.load(path, weights_only=True) for path in sorted((place / "checkpoints").glob("*.ckpt"))]
     states = [checkpoint["callbacks"]["BlockwiseAdvantages"] for checkpoint in saved]
     assert set(states[0]["baseline"]["moments"]) == {0.0, 1.0} and states[0]["first_block_baseline"] == {}
     assert states[0] != states[1] != states[2]
