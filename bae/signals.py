@@ -36,7 +36,7 @@ class Stopped(SystemExit):
         signum: the signal.
 
     Attributes:
-        message: the sentence that the user reads; None if nobody knew more than the signal.
+        message: the sentence that the user reads; None if nobody knew more than the signal, "" for silence.
     """
 
     message: str | None = None

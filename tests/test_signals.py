@@ -21,7 +21,7 @@ READY = "print('ready', flush=True)\n"
 
 
 def stopped(body, *signums, pause=0.5):
-    """Run a program, send it signals when it is ready; return its exit code, what it wrote, and how long it took."""
+    """Run a program, send it signals when it is ready; return its exit code, what it wrote, and the seconds it took."""
     process = subprocess.Popen([sys.executable, "-c", BEGIN + body], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout.readline() == "ready\n"

@@ -84,8 +84,11 @@ def _stops() -> Iterator[None]:
     try:
         yield
     except Stopped as stop:
-        message = stop.message or f"stopped by {stop.name} before it was done; the same command begins again"
-        print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
+        message = stop.message
+        if message is None:
+            message = f"stopped by {stop.name} before it was done; the same command begins again"
+        if message:
+            print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
         sweep.close_parent("KILLED")
         raise
     except BaseException:

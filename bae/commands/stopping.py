@@ -26,13 +26,13 @@ def leave(cfg: DictConfig, trainer: "L.Trainer", stop: Stopped, agreed: bool) ->
     Args:
         cfg: of the run.
         trainer: of the run.
-        stop: gets the message; in ranks after the first, the exit code 0, because Lightning would take another one for
-            a crash and kill the first rank.
+        stop: gets the message; in ranks after the first, none and the exit code 0, because Lightning would take another
+            one for a crash and kill the first rank.
         agreed: whether all ranks stop together. If not, the other ranks of this machine are killed, and the process
             ends here, because Lightning kills a process whose other ranks are dead.
     """
     if not trainer.is_global_zero:
-        stop.code = 0 if agreed else stop.code
+        stop.code, stop.message = 0 if agreed else stop.code, ""
         return
     stop.message = f"stopped by {stop.name}; {_how_to_go_on(cfg)}"
     logger: Any = trainer.logger
