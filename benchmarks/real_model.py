@@ -61,7 +61,7 @@ class Study:
         run = Path("warmstart", self.name) if is_warm_start else Path("real", self.name, f"{method}_seed_{seed}")
         folder = self.outputs / run
         is_done = self.is_done(method, seed)
-        if is_done and not (is_warm_start and not has_policy(folder)):
+        if is_done and (has_policy(folder) or not is_warm_start):
             print(f"done before: {method}, seed {seed}")
             return
         if any((folder / "checkpoints").glob("step_*.ckpt")):
@@ -114,7 +114,7 @@ class Study:
             for i in range(len(table["count"])):
                 row = {key: float(table[key][i]) for key in BINS}
                 append(self.bins, {"method": method, "seed": seed, "set": name, "bin": i} | row)
-        self.draw(sets[-1])
+        self.draw("val")
 
     def draw(self, split):
         """Draw the held-out problems during training, and reliability on `split` before and after, of all seeds."""

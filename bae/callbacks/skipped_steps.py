@@ -50,13 +50,17 @@ class SkippedSteps(L.Callback):
         self.in_a_row = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        self._check_weights(trainer, pl_module, "before training; load another model or checkpoint")
+        if not _has_finite_weights(trainer, pl_module):
+            raise UserError("the policy's weights are not finite before training; load another model or checkpoint")
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: RolloutBatch, batch_idx: int
     ) -> None:
         done = batch.step + 1
-        self._check_weights(trainer, pl_module, f"after step {done}; try a lower lr, {last_good(self.folder)}")
+        if not _has_finite_weights(trainer, pl_module):
+            raise UserError(
+                f"the policy's weights are not finite after step {done}; try a lower lr, {last_good(self.folder)}"
+            )
         self.in_a_row = self.in_a_row + 1 if batch.metrics["skipped"] else 0
         if not self.in_a_row:
             return
@@ -70,11 +74,6 @@ class SkippedSteps(L.Callback):
                 f"the last {self.in_a_row} steps were skipped (callbacks.skipped.patience), step {done} because "
                 f"{reason}; {self.folder / 'skipped'} has their completions; {last_good(self.folder)}"
             )
-
-    def _check_weights(self, trainer: L.Trainer, pl_module: Any, when: str) -> None:
-        """Raise UserError if a weight of some rank is not finite."""
-        if not gather(trainer, torch.tensor([all_finite(pl_module.model.parameters())])).all():
-            raise UserError(f"the policy's weights are not finite {when}")
 
     def _rows(self, batch: RolloutBatch) -> list[dict[str, Any]]:
         """Return what a file tells of the completions of this rank."""
@@ -121,6 +120,11 @@ class SkippedSteps(L.Callback):
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.in_a_row = state["in_a_row"]
+
+
+def _has_finite_weights(trainer: L.Trainer, pl_module: Any) -> bool:
+    """Tell whether all weights of all ranks are finite."""
+    return bool(gather(trainer, torch.tensor([all_finite(pl_module.model.parameters())])).all())
 
 
 def _is_usual(row: dict[str, Any]) -> bool:

@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from bae.batch import RolloutBatch
 from bae.callbacks.checkpoints import Checkpoints
+from bae.callbacks.collectives import gather
 from bae.signals import StopSignals
 
 
@@ -42,7 +43,7 @@ class StopAtStepEnd(Checkpoint):
         done = batch.step + 1
         if done == trainer.num_training_batches and trainer.world_size == 1:
             self.signals.deferred = False  # no step ends any more. Several ranks finish what they do together
-        signum = _most(trainer, self.signals.received)
+        signum = int(gather(trainer, torch.tensor([self.signals.received])).max())
         if not signum:
             return
         for callback in trainer.checkpoint_callbacks:
@@ -50,14 +51,6 @@ class StopAtStepEnd(Checkpoint):
                 callback.save(trainer, done)
         self.agreed = True
         self.signals.stop(signum)
-
-
-def _most(trainer: L.Trainer, value: int) -> int:
-    """Return the largest of the values of all ranks."""
-    if trainer.world_size == 1:
-        return value
-    mine = torch.tensor(float(value), device=trainer.strategy.root_device)
-    return int(trainer.strategy.reduce(mine, reduce_op="max"))
 
 
 def requeue_in_slurm(trainer: L.Trainer) -> str | None:

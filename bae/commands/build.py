@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from bae.commands import cli, schema, validate
-from bae.commands.trust import check_folder
+from bae.commands.trust import check_trusted
 from bae.report.run_log import LOG, RUN_FILE
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ def saved_config(key: str, folder: Path, trust: Sequence[str], overrides: Sequen
     Args:
         key: under which the user named the run.
         folder: of the run.
-        trust: see `bae.commands.trust.check_folder`.
+        trust: see `bae.commands.trust.check_trusted`.
         overrides: of the command line.
 
     Raises:
@@ -167,7 +167,7 @@ def saved_config(key: str, folder: Path, trust: Sequence[str], overrides: Sequen
     merged = OmegaConf.merge(OmegaConf.structured(schema.of_run(saved)), saved)
     OmegaConf.set_struct(merged, True)
     resolved = plain(OmegaConf.merge(merged, *changes))
-    check_folder(key, folder, resolved, trust)
+    check_trusted(key, folder, resolved, trust)
     final = OmegaConf.merge(OmegaConf.structured(schema.of_run(saved)), resolved)
     assert isinstance(final, DictConfig)
     return final

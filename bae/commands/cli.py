@@ -144,11 +144,8 @@ def _no_option(arguments: list[str]) -> str:
     """Return one sentence for the first group that was given null or a number instead of the name of an option."""
     for argument in arguments:
         group, _, value = argument.partition("=")
-        if (
-            value
-            and (CONF / group.partition("@")[0]).is_dir()
-            and re.fullmatch(r"(?i)null|true|false|[\d.e+-]+", value)
-        ):
+        is_group = (CONF / group.partition("@")[0]).is_dir()
+        if is_group and re.fullmatch(r"(?i)null|true|false|[\d.e+-]+", value):
             return f"{argument}: {group} takes the name of an option; to go without it, write ~{group}"
     return "a group takes the name of an option, and not null or a number"
 

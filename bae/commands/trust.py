@@ -17,7 +17,7 @@ REMOTE_CODE = "remote_code"
 """What `trust` has for code that comes with a model."""
 
 
-def check_folder(key: str, folder: Path, saved: Mapping[str, Any], trust: Sequence[str]) -> None:
+def check_trusted(key: str, folder: Path, saved: Mapping[str, Any], trust: Sequence[str]) -> None:
     """Refuse a run's configuration that names what is not trusted.
 
     Args:

@@ -28,11 +28,13 @@ def arithmetic() -> Any:
 
 
 def complex_number(value: Value) -> Any:
+    """Return a value as a complex number of 120 digits."""
     mp = arithmetic()
     return mp.mpc(mp.mpf(value.numerator) / value.denominator) if isinstance(value, Fraction) else mp.mpc(value)
 
 
 def same(one: Value, other: Value) -> bool:
+    """Tell whether two values are equal: exactly for fractions, else to 80 digits."""
     if isinstance(one, Fraction) and isinstance(other, Fraction):
         return one == other
     a, b = complex_number(one), complex_number(other)
@@ -40,6 +42,7 @@ def same(one: Value, other: Value) -> bool:
 
 
 def bounded(value: Value) -> Value:
+    """Return a value, or raise Unreadable if it is too big or not finite."""
     if isinstance(value, Fraction):
         if value.numerator.bit_length() + value.denominator.bit_length() > _BITS:
             raise Unreadable("too big a number")
@@ -55,22 +58,27 @@ def _exactly(function: Callable[[Any, Any], Any], one: Value, other: Value) -> V
 
 
 def add(one: Value, other: Value) -> Value:
+    """Add two values."""
     return _exactly(operator.add, one, other)
 
 
 def subtract(one: Value, other: Value) -> Value:
+    """Subtract the second value from the first."""
     return _exactly(operator.sub, one, other)
 
 
 def multiply(one: Value, other: Value) -> Value:
+    """Multiply two values."""
     return _exactly(operator.mul, one, other)
 
 
 def divide(one: Value, other: Value) -> Value:
+    """Divide the first value by the second. Raises ZeroDivisionError."""
     return _exactly(operator.truediv, one, other)
 
 
 def power(base: Value, exponent: Value) -> Value:
+    """Raise a value to a power. Raises Unreadable if the result is too big, and for 0 to a power of 0 or below."""
     if isinstance(exponent, Fraction) and exponent.denominator == 1 and isinstance(base, Fraction):
         bits = base.numerator.bit_length() + base.denominator.bit_length()
         if abs(exponent) * (bits - 1) > _BITS:
@@ -93,6 +101,7 @@ def _exponential(value: Any) -> Any:
 
 
 def root(value: Value, index: Value) -> Value:
+    """Take the root with a whole index of a value; the real one for an odd index. Else it raises Unreadable."""
     if not isinstance(index, Fraction) or index.denominator != 1 or index < 1:
         raise Unreadable("a root that is no whole number")
     if isinstance(value, Fraction) and value < 0 and index % 2 == 1:
@@ -110,20 +119,24 @@ def _real(value: Value) -> Any:
 
 
 def absolute(value: Value) -> Value:
+    """Return the absolute value."""
     return abs(value) if isinstance(value, Fraction) else arithmetic().mpc(abs(value))
 
 
 def floor(value: Value) -> Value:
+    """Round a real value down. Raises Unreadable for one that is not real."""
     return Fraction(
         int(arithmetic().floor(real)) if not isinstance(real := _real(value), Fraction) else real.__floor__()
     )
 
 
 def ceiling(value: Value) -> Value:
+    """Round a real value up. Raises Unreadable for one that is not real."""
     return -floor(-value)
 
 
 def factorial(value: Value) -> Value:
+    """Return the factorial of a real value, by the gamma function if it is not whole. Raises Unreadable above 2000."""
     real = _real(value)
     if abs(real) > 2000:
         raise Unreadable("too big a factorial")
@@ -136,6 +149,7 @@ def factorial(value: Value) -> Value:
 
 
 def binomial(upper: Value, lower: Value) -> Value:
+    """Return a binomial coefficient. Raises Unreadable for arguments above 2000."""
     if isinstance(upper, Fraction) and isinstance(lower, Fraction) and lower.denominator == 1 and 0 <= lower <= 200:
         result = Fraction(1)
         for number in range(int(lower)):
@@ -147,6 +161,7 @@ def binomial(upper: Value, lower: Value) -> Value:
 
 
 def call(name: str, value: Value) -> Value:
+    """Return the value of a named function, such as `ln` or `sin`. Raises Unreadable for an unknown name."""
     mp = arithmetic()
     number = complex_number(value)
     if name == "exp":

@@ -66,9 +66,8 @@ def test_a_crafted_configuration_runs_nothing(craft, tmp_path, module, key, targ
 def test_what_was_checked_is_what_is_made(craft):
     """A reference cannot become another name later: none is left."""
     folder = craft(**{"callbacks.progress": "${callbacks.entropy}"})
-    assert OmegaConf.to_container(saved_config("run", folder, []), resolve=False)["callbacks"]["progress"][
-        "_target_"
-    ].startswith("bae.")
+    left = OmegaConf.to_container(saved_config("run", folder, []), resolve=False)
+    assert left["callbacks"]["progress"]["_target_"].startswith("bae.")
 
 
 def test_a_package_of_the_user_is_trusted_by_name(craft):
