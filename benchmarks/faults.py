@@ -257,7 +257,7 @@ def log_without_training(outputs: Path, at: int = 10**9) -> None:
     """Log metrics, tables, an evaluation and a folder, with a checkpoint a step; go on from the newest one."""
     from bae.callbacks.checkpoints import saved_checkpoints
     from bae.evaluation.measure import Summary
-    from bae.report.run_log import write_whole
+    from bae.files import write_atomically
     from bae.report.tracking import MLflowRun
     from tests.support import empty_store
 
@@ -279,8 +279,8 @@ def log_without_training(outputs: Path, at: int = 10**9) -> None:
             logger.log_metrics({"time/step": time.time()}, step)
             logger.log_completions({"text": [f"step {step}"]}, step)
             logger.sync()
-            write_whole(folder / "checkpoints" / f"step_{step:06d}.ckpt", "")
-        write_whole(folder / "policy" / "model.json", "{}")
+            write_atomically(folder / "checkpoints" / f"step_{step:06d}.ckpt", "")
+        write_atomically(folder / "policy" / "model.json", "{}")
         logger.log_evaluation({"val": Summary({"ece": 0.1}, {"maj": [0.5, 0.75]})}, [])
         logger.log_folder(folder / "policy")
         logger.finalize("success")
