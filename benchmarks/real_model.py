@@ -36,6 +36,8 @@ METRICS = ("accuracy", "ece", "auroc", "brier", "confidence", "coverage")
 CURVES = ("accuracy", "ece", "auroc", "brier", "confidence", "malformed")
 BINS = ("count", "confidence", "accuracy")
 WARM_START = "warm start"
+STOPPED = (75, 130, 143)
+"""Exit codes of a command that a signal stopped (docs/reliability.md)."""
 FILES = ("model.safetensors", "model.safetensors.index.json")
 
 
@@ -82,11 +84,17 @@ class Study:
         """Run a command, and exit when the time is over."""
         left = None if self.end is None else max(1.0, self.end - time.monotonic())
         print(f"{command.name} {' '.join(arguments)}", flush=True)
+        process = subprocess.Popen([command, f"outputs={self.outputs}", *arguments])
         try:
-            subprocess.run([command, f"outputs={self.outputs}", *arguments], check=True, timeout=left)
+            code = process.wait(left)
         except subprocess.TimeoutExpired:
-            print("time is over; the same call goes on from the last checkpoint")
+            process.terminate()  # it saves a checkpoint at the end of its step
+            code = process.wait()
+        if code in STOPPED:
+            print("stopped; the same call goes on from the last checkpoint")
             sys.exit(0)
+        if code:
+            sys.exit(f"{command.name} failed with exit code {code}")
 
     def _record(self, folder, method, seed):
         """Write down what MLflow and the run's folder have of a finished run, and draw all that was written down."""

@@ -15,7 +15,8 @@ from bae.callbacks.evaluation import Evaluation
 from bae.callbacks.fidelity import Fidelity
 from bae.callbacks.held_out import HeldOut
 from bae.callbacks.interference import Interference
-from bae.callbacks.progress import ProgressBar
+from bae.callbacks.pictures import Pictures
+from bae.callbacks.progress import Progress
 from bae.callbacks.skipped_steps import SkippedSteps
 from bae.callbacks.telemetry import Telemetry
 from bae.callbacks.throughput import Throughput
@@ -34,7 +35,8 @@ __all__ = [
     "HeldOut",
     "Interference",
     "OwnDemonstrations",
-    "ProgressBar",
+    "Pictures",
+    "Progress",
     "Rollouts",
     "SkippedSteps",
     "Telemetry",

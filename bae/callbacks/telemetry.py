@@ -18,7 +18,7 @@ from bae.text.verdict import Verdict
 
 
 class Telemetry(L.Callback):
-    """Measure the batch over all ranks, log it, and show rewards and ECE on the progress bar."""
+    """Measure the batch over all ranks, log it, and show ECE and accuracy, or else the rewards, as its progress."""
 
     def __init__(self, pipeline: Pipeline) -> None:
         self.scorer = pipeline.scorer
@@ -41,9 +41,8 @@ class Telemetry(L.Callback):
         tokens = gather(trainer, samples.completion_mask.sum(1)).sum().item()
         logged["perf/tokens_per_second"] = tokens / sum(batch.seconds.values())
         run_logger(trainer).log_metrics(logged, step=batch.step + 1)
-        shown = {name: metrics[f"reward/{name}"] for name in self.objectives}
-        if not math.isnan(metrics.get("ece", math.nan)):  # the format has a confidence
-            shown["ece"] = metrics["ece"]
+        shown = {name: metrics[name] for name in ("ece", "accuracy") if not math.isnan(metrics.get(name, math.nan))}
+        shown = shown or {name: metrics[f"reward/{name}"] for name in self.objectives}
         pl_module.log_dict(shown, prog_bar=True, logger=False)
 
 

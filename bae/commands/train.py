@@ -71,6 +71,7 @@ def fit(
     from bae.callbacks.stopping import StopAtStepEnd
 
     with StopSignals() as signals, ExitStack() as held:
+        print(f"{Path(sys.argv[0]).name} {cfg.name}: loading the model, the task and MLflow", flush=True)
         with cli.user_errors():
             beginning = begin(cfg, check, held)
             if beginning is None:
@@ -187,7 +188,10 @@ def report(cfg: DictConfig, trainer: "L.Trainer") -> None:
     logger: Any = trainer.logger
     if cfg.callbacks.held_out:
         print("\n".join(["", *changes(logger.log, cfg.callbacks.held_out.prefix, cfg.steps)]))
-    print(f"\npolicy   {Path(cfg.output_folder) / 'policy'}")
+    folder = Path(cfg.output_folder)
+    print(f"\npolicy   {folder / 'policy'}")
+    if cfg.callbacks.get("pictures"):
+        print(f"pictures {folder / 'pictures'}: {' '.join(sorted(p.name for p in folder.glob('pictures/*.png')))}")
     print(f"run      {logger.place}, experiment {cfg.logger.experiment}")
     print(f"open it  {Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri {logger.uri}")
 

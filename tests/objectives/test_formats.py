@@ -2,6 +2,7 @@
 
 import json
 import math
+import tempfile
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,13 +11,12 @@ import pandas
 import pytest
 import torch
 
-from bae import callbacks
 from bae.batch import Problem, RolloutBatch, group_index
 from bae.callbacks import BlockwiseAdvantages, HeldOut
 from bae.callbacks.telemetry import completion_metrics
 from bae.commands import fidelity, train
 from bae.demonstrations.tiny import make_tokenizer
-from bae.evaluation.completion_table import by_attempt, by_prompt, columns, frame
+from bae.evaluation.completion_table import by_attempt, by_prompt, columns, frame, merge
 from bae.evaluation.measure import lines, measure, test_time_scaling
 from bae.fidelity.compare import compare_advantages, rewards_of
 from bae.fidelity.measure import Study
@@ -533,7 +533,8 @@ def held_out(policy, rows, blocks, objectives, write):
     loops = SimpleNamespace(epoch_loop=SimpleNamespace(total_batch_idx=-1))
     trainer = SimpleNamespace(global_rank=0, world_size=1, loggers=[logger], fit_loop=loops)
     pipeline = pipeline_of(policy, blocks, objectives, engine, task=Asked(asks))
-    HeldOut(pipeline, "val", 500, len(rows[0]), 0, 0, "val").on_train_start(trainer, None)
+    with tempfile.TemporaryDirectory() as folder:
+        HeldOut(pipeline, "val", 500, len(rows[0]), 0, 0, "val", folder).on_train_start(trainer, None)
     return logged
 
 
@@ -665,12 +666,11 @@ def test_a_number_about_the_second_answer_is_not_about_the_first():
     assert Scorer(blocks, objectives, IntegerVerifier(), []).attempts == (-1, 0)
 
 
-def test_ranks_whose_completions_state_no_number(tiny, monkeypatch):
+def test_ranks_whose_completions_state_no_number(tiny, tmp_path):
     """One rank's completions state numbers, the other's none: strategies are those of the whole table."""
     texts = [[three(1, 5, 0.9), three(1, 6, 0.2)], [three(1, 5, "+"), three(1, 6, "+")]]
     ranks = [score(mine, blocks=THREE, objectives=ALL_THREE).completions for mine in texts]
     tables = [frame([columns(completions, (0,))]).assign(prompt=str(rank)) for rank, completions in enumerate(ranks)]
-    monkeypatch.setattr(callbacks.held_out, "gather_objects", lambda trainer, mine: tables)
-    callback = HeldOut(pipeline_of(tiny, THREE, ALL_THREE, task=Asked(["1+4="] * 2)), "val", 2, 2, 0, 0, "val")
-    found = [callback._votes(alone(), completions) for completions in ranks]
-    assert found[0] == found[1] and found[0]["scaling/maxconf"] == pytest.approx((1 + 0.5) / 2)
+    pipeline = pipeline_of(tiny, THREE, ALL_THREE, task=Asked(["1+4="] * 2))
+    callback = HeldOut(pipeline, "val", 2, 2, 0, 0, "val", str(tmp_path))
+    assert callback._votes(merge(tables))["scaling/maxconf"] == pytest.approx((1 + 0.5) / 2)
