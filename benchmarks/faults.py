@@ -1,7 +1,8 @@
 """Inject faults into tiny runs, and count which promises held: python benchmarks/faults.py [NAME …] [--count 40]
 
 A kind of fault is one function with the decorator `fault`, which names the promise. It yields, for each fault that it
-injected, None if the promise held, else what went wrong. Rows go to docs/results/faults.csv: promise, fault, how many
+injected, None if the promise held, else what went wrong. Other kinds are tests that are marked with
+@pytest.mark.fault(NAME); PROMISES says what they hold. Rows go to docs/results/faults.csv: promise, fault, how many
 were injected and survived, and the command; a row of the same fault is replaced. Exit code 1 if a promise was broken.
 """
 
@@ -49,6 +50,18 @@ class Fault:
 
 
 FAULTS: dict[str, Fault] = {}
+PROMISES = {
+    "finite": "a reward, loss or gradient that is not finite changes no weight and is never saved",
+    "signals": "a signal stops a run at the end of its step, saved, with an exit code that says so",
+    "store": "training never waits for the tracking store, and what was logged arrives later, once",
+    "files": "a write that fails or meets a full disk leaves what was there",
+    "damage": "damage in a checkpoint or a policy is told, and the checkpoint before is used",
+    "lock": "one process works on a run",
+    "verifier": "an answer that hangs, or kills a worker of the verifier, costs its own verdict alone",
+    "credentials": "credentials are refused before anything is written",
+    "trust": "the folder of a run executes nothing",
+}
+"""What the tests that are marked as a fault hold, by the name of the mark."""
 
 
 def fault(promise: str) -> Callable[[Callable[[int, Path], Iterator[Outcome]]], Any]:
@@ -286,6 +299,36 @@ def log_without_training(outputs: Path, at: int = 10**9) -> None:
         logger.finalize("success")
 
 
+class Tests:
+    """Choose the tests of a fault, as a plugin of pytest, and keep what came of each."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.outcomes: dict[str, Outcome] = {}
+
+    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
+        items[:] = [item for item in items if any(mark.args == (self.name,) for mark in item.iter_markers("fault"))]
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        if report.failed or (report.when == "call" and report.passed):
+            broken = self.outcomes.get(report.nodeid) or (report.nodeid if report.failed else None)
+            self.outcomes[report.nodeid] = broken
+
+
+def tested(name: str, count: int, folder: Path) -> Iterator[Outcome]:
+    """Run the tests that are marked with this fault, slow ones among them. Each is one injected fault or more."""
+    import pytest
+
+    tests = Tests(name)
+    pytest.main([str(ROOT / "tests"), "-q", "-m", "fault", "-p", "no:xdist", f"--basetemp={folder}"], plugins=[tests])
+    if not tests.outcomes:
+        raise RuntimeError(f"no test of the fault {name} ran")
+    yield from tests.outcomes.values()
+
+
+FAULTS |= {name: Fault(promise, partial(tested, name)) for name, promise in PROMISES.items()}
+
+
 def write_row(path: Path, row: dict[str, Any]) -> None:
     """Write a row, in place of the one of the same fault."""
     rows = []
@@ -317,7 +360,8 @@ def main() -> None:
             outcomes = list(FAULTS[name].inject(options.count, folder))
             survived = outcomes.count(None)
             broken += len(outcomes) - survived
-            command = f"make faults ARGS='{name} --count {options.count}'"
+            count = "" if name in PROMISES else f" --count {options.count}"
+            command = f"make faults ARGS='{name}{count}'"
             row = {"promise": FAULTS[name].promise, "fault": name, "injected": len(outcomes), "survived": survived,
                    "command": command}  # fmt: skip
             write_row(options.csv, row)

@@ -34,6 +34,7 @@ def no_file_above(size):
         signal.signal(signal.SIGXFSZ, handler)
 
 
+@pytest.mark.fault("files")
 def test_a_writer_that_fails_leaves_what_was_there(tmp_path):
     path = tmp_path / "file"
     write_atomically(path, "whole")
@@ -43,6 +44,7 @@ def test_a_writer_that_fails_leaves_what_was_there(tmp_path):
     assert path.read_text() == "whole" and os.listdir(tmp_path) == ["file"]
 
 
+@pytest.mark.fault("files")
 def test_a_full_disk_leaves_what_was_there(tmp_path):
     path = tmp_path / "file"
     write_atomically(path, "whole")
@@ -57,6 +59,7 @@ def test_other_errors_are_not_called_a_full_disk(tmp_path):
     assert not isinstance(raised.value, DiskFullError)
 
 
+@pytest.mark.fault("files")
 def test_a_checkpoint_and_a_policy_meet_a_full_disk(tmp_path, tiny):
     """torch and safetensors write by C++ and Rust, each with its own way to tell."""
     from bae.callbacks.checkpoints import AtomicCheckpointIO
@@ -69,6 +72,7 @@ def test_a_checkpoint_and_a_policy_meet_a_full_disk(tmp_path, tiny):
     assert os.listdir(tmp_path) == ["a"] and os.listdir(tmp_path / "a") == []
 
 
+@pytest.mark.fault("files")
 def test_a_folder_is_replaced_as_a_whole(tmp_path):
     target = tmp_path / "policy"
     with folder_atomically(target) as partial:
@@ -82,6 +86,7 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path):
     assert sorted(os.listdir(target)) == [SUMS, "new"] and os.listdir(tmp_path) == ["policy"]
 
 
+@pytest.mark.fault("damage")
 def test_damage_in_a_folder_is_told(tmp_path):
     target = tmp_path / "policy"
     with folder_atomically(target) as partial:
@@ -109,6 +114,7 @@ with only_process(Path(sys.argv[1])):
 """
 
 
+@pytest.mark.fault("lock")
 def test_a_lock_names_its_holder_and_goes_with_it(tmp_path):
     holder = subprocess.Popen([sys.executable, "-c", HOLD, tmp_path], stdout=subprocess.PIPE, text=True)
     try:

@@ -35,6 +35,7 @@ def stopped(body, *signums, pause=0.5):
         process.kill()
 
 
+@pytest.mark.fault("signals")
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 75)])
 def test_a_signal_stops_at_once_and_what_was_begun_is_cleaned_up(signum, code):
     body = f"with StopSignals():\n    try:\n        {READY}        time.sleep(60)\n    finally:\n        print('clean')"
@@ -54,29 +55,34 @@ with StopSignals(within={{within}}, last_words=said) as signals:
 """
 
 
+@pytest.mark.fault("signals")
 def test_the_first_signal_waits_for_the_safe_point():
     code, out, _ = stopped(SAFE_POINTS.format(within=60, steps=60, work="time.sleep(1)"), signal.SIGTERM)
     assert (code, out) == (143, "saved\n")
 
 
+@pytest.mark.fault("signals")
 def test_signals_that_come_together_are_one_request():
     body = SAFE_POINTS.format(within=60, steps=60, work="time.sleep(2)")
     code, out, _ = stopped(body, signal.SIGTERM, signal.SIGTERM, pause=0.01)
     assert (code, out) == (143, "saved\n")
 
 
+@pytest.mark.fault("signals")
 def test_a_second_signal_stops_at_once():
     body = SAFE_POINTS.format(within=60, steps=1, work="time.sleep(60)")
     code, out, seconds = stopped(body, signal.SIGTERM, signal.SIGINT)
     assert (code, out) == (130, "") and seconds < 30
 
 
+@pytest.mark.fault("signals")
 def test_a_safe_point_that_does_not_come_is_not_waited_for():
     body = SAFE_POINTS.format(within=1, steps=1, work="time.sleep(60)")
     code, out, seconds = stopped(body, signal.SIGTERM)
     assert (code, out) == (143, "") and seconds < 30
 
 
+@pytest.mark.fault("signals")
 @pytest.mark.parametrize("signums", [[signal.SIGTERM, signal.SIGTERM], [signal.SIGTERM]])
 def test_code_outside_python_cannot_keep_the_process(signums):
     """A mutex that is locked twice waits for ever, and no handler of Python runs: so it is in a collective."""
@@ -86,6 +92,7 @@ def test_code_outside_python_cannot_keep_the_process(signums):
     assert (code, out) == (143, "last words\n") and seconds < 30
 
 
+@pytest.mark.fault("signals")
 def test_a_second_signal_while_it_unwinds_ends_it():
     body = f"with StopSignals():\n    try:\n        {READY}        time.sleep(60)\n    finally:\n        time.sleep(60)"
     code, _, seconds = stopped(body, signal.SIGTERM, signal.SIGTERM)

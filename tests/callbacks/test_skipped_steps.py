@@ -45,6 +45,7 @@ def checkpoint(folder, step):
     return torch.load(folder / "checkpoints" / f"step_{step:06d}.ckpt", weights_only=True)
 
 
+@pytest.mark.fault("finite")
 def test_an_infinite_reward_costs_one_step(tmp_path, capfd):
     """The baseline learns from rewards, and the table and the sketches of that step are made, too."""
     call(train, tmp_path, *SMALL, *QUIET, *faulty_reward("inf", 1), "steps=3", "baseline=ocb_shrunk",
@@ -74,6 +75,7 @@ def test_an_infinite_reward_costs_one_step(tmp_path, capfd):
         assert_equal(checkpoint(folder, 3)["callbacks"], saved[2]["callbacks"])
 
 
+@pytest.mark.fault("finite")
 def test_several_skipped_steps_stop_the_run_and_a_mended_one_goes_on(tmp_path, monkeypatch):
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
     with pytest.raises(SystemExit) as stopped:
@@ -93,6 +95,7 @@ def test_several_skipped_steps_stop_the_run_and_a_mended_one_goes_on(tmp_path, m
     assert run_of(tmp_path)[1].info.status == "FINISHED" and non_finite(weights(folder)) is None
 
 
+@pytest.mark.fault("finite")
 def test_nan_as_reward_ends_the_run_with_a_sentence(tmp_path, monkeypatch):
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
     with pytest.raises(SystemExit) as stopped:
@@ -112,6 +115,7 @@ def fault(name, **options):
             *(f"+callbacks.fault.{key}={value}" for key, value in options.items())]  # fmt: skip
 
 
+@pytest.mark.fault("finite")
 def test_a_gradient_that_is_nan_costs_a_warm_start_one_step(tmp_path, capfd):
     call(warmstart, tmp_path, *WARM, *fault("BadGradient", step=1))
     _, run, folder = run_of(tmp_path)
@@ -123,6 +127,7 @@ def test_a_gradient_that_is_nan_costs_a_warm_start_one_step(tmp_path, capfd):
     assert non_finite(weights(folder)) is None
 
 
+@pytest.mark.fault("finite")
 @pytest.mark.parametrize("watched", [True, False])
 def test_weights_that_are_not_finite_are_never_saved(tmp_path, monkeypatch, watched):
     """Also where a run has no callback that looks after each step."""
@@ -144,6 +149,7 @@ def spawn(folder, *arguments):
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=500)
 
 
+@pytest.mark.fault("finite")
 @pytest.mark.slow
 def test_two_ranks_skip_what_one_of_them_sees(tmp_path):
     """The bad rewards of step 2, and the bad gradient of step 4, are those of the second rank alone."""
@@ -159,6 +165,7 @@ def test_two_ranks_skip_what_one_of_them_sees(tmp_path):
     assert all(non_finite(checkpoint(folder, step)) is None for step in range(1, 6))
 
 
+@pytest.mark.fault("finite")
 @pytest.mark.slow
 def test_two_ranks_stop_together(tmp_path):
     rewards = faulty_reward("inf", 1, 2)

@@ -47,6 +47,7 @@ def checkpoints(folder):
     return sorted(path.name for path in (Path(folder) / "checkpoints").iterdir())
 
 
+@pytest.mark.fault("signals")
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 75)])
 def test_a_signal_saves_the_step_and_the_run_goes_on(train, at_step, capsys, signum, code):  # noqa: F811
     at_step(2, kill(signum))
@@ -64,6 +65,7 @@ def test_a_signal_saves_the_step_and_the_run_goes_on(train, at_step, capsys, sig
     assert [step for step, _ in history(run, "train/accuracy")] == [1, 2, 3]
 
 
+@pytest.mark.fault("damage")
 def test_a_damaged_checkpoint_is_passed_over(train, capsys, tmp_path):  # noqa: F811
     train("steps=3", *PLAIN)
     (run,) = runs()
@@ -94,6 +96,7 @@ def test_a_damaged_checkpoint_is_passed_over(train, capsys, tmp_path):  # noqa: 
     assert "model.safetensors: not the file that was written" in str(stopped.value)
 
 
+@pytest.mark.fault("lock")
 def test_a_run_that_another_process_has_is_refused(train):  # noqa: F811
     from tests.test_files import HOLD
 
@@ -147,6 +150,7 @@ def test_a_run_is_resumed_from_another_working_directory(train, monkeypatch, tmp
     assert len(runs()) == 1 and [step for step, _ in history(run, "train/accuracy")] == [1, 2]
 
 
+@pytest.mark.fault("signals")
 def test_a_stopped_job_stops_the_sweep(train, at_step, monkeypatch, capsys):  # noqa: F811
     for name in ("BAE_PARENT_RUN", "BAE_SWEPT"):
         monkeypatch.setenv(name, "")  # and take away afterwards what the sweep leaves
@@ -157,6 +161,7 @@ def test_a_stopped_job_stops_the_sweep(train, at_step, monkeypatch, capsys):  # 
     assert [run.info.status for run in runs()] == ["KILLED", "KILLED"]  # the parent and the first job
 
 
+@pytest.mark.fault("files")
 def test_a_full_disk_fails_the_run_and_leaves_the_last_checkpoint(train, monkeypatch):  # noqa: F811
     from bae.callbacks.checkpoints import AtomicCheckpointIO
     from tests.test_files import no_file_above
@@ -213,6 +218,7 @@ def until(condition, process, log):
     raise AssertionError(log.read_text())
 
 
+@pytest.mark.fault("signals")
 @pytest.mark.slow
 def test_a_hanging_reward_does_not_keep_a_signalled_run(tmp_path):
     (tmp_path / "hanging.py").write_text(HANGING)
@@ -227,6 +233,7 @@ def test_a_hanging_reward_does_not_keep_a_signalled_run(tmp_path):
     assert "no step is saved, so start it anew" in log.read_text()
 
 
+@pytest.mark.fault("signals")
 @pytest.mark.slow
 @pytest.mark.parametrize("which", ["first", "second"])
 def test_a_signal_to_one_rank_stops_both(tmp_path, monkeypatch, which):
@@ -255,6 +262,7 @@ def test_a_signal_to_one_rank_stops_both(tmp_path, monkeypatch, which):
         raise AssertionError("the second rank goes on")
 
 
+@pytest.mark.fault("signals")
 @pytest.mark.slow
 def test_slurm_is_asked_to_run_the_job_again(tmp_path, monkeypatch):
     """As under srun, with a scontrol that writes down what it is asked."""
@@ -271,6 +279,7 @@ def test_slurm_is_asked_to_run_the_job_again(tmp_path, monkeypatch):
     assert not list(tmp_path.glob("hpc_ckpt*"))
 
 
+@pytest.mark.fault("signals")
 def test_an_evaluation_of_a_file_that_is_stopped_is_marked(train, monkeypatch, tmp_path):  # noqa: F811
     from bae.commands import evaluate
     from bae.evaluation import measure

@@ -24,6 +24,7 @@ def bae_sync(monkeypatch, *arguments):
     sync.main()
 
 
+@pytest.mark.fault("store")
 def test_a_run_trains_without_its_store_and_is_sent_later(tmp_path, monkeypatch, capsys):
     """The store is away from the first request to after the end."""
     monkeypatch.chdir(tmp_path)

@@ -39,6 +39,7 @@ def test_an_honest_run_needs_no_trust(run):
     assert saved_config("run", run, [], ["steps=3"]).steps == 3
 
 
+@pytest.mark.fault("trust")
 @pytest.mark.parametrize(
     "target",
     [
@@ -77,6 +78,7 @@ def test_a_package_of_the_user_is_trusted_by_name(craft):
     assert saved_config("run", folder, ["tests"]).outcome["_target_"] == "tests.support.no_such_thing"
 
 
+@pytest.mark.fault("trust")
 @pytest.mark.parametrize("key", ["model.trust_remote_code", "callbacks.progress.trust_remote_code"])
 def test_remote_code_is_never_inherited(craft, key):
     folder = craft(**{key: True})
@@ -85,6 +87,7 @@ def test_remote_code_is_never_inherited(craft, key):
     assert saved_config("run", folder, ["remote_code"]).steps == 1
 
 
+@pytest.mark.fault("trust")
 def test_code_in_a_policy_does_not_run(craft, tmp_path):
     """A policy that brings its own model class: bae-evaluate refuses before it loads it."""
     touched = tmp_path / "touched"

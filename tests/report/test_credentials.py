@@ -7,6 +7,7 @@ from bae.report.store import connect, prepare_store
 from bae.report.tracking import MLflowRun
 
 
+@pytest.mark.fault("credentials")
 @pytest.mark.parametrize(
     "address",
     [
@@ -35,6 +36,7 @@ def test_these_do_not(address):
     assert not has_credentials(address)
 
 
+@pytest.mark.fault("credentials")
 @pytest.mark.parametrize(
     "use", [connect, lambda uri: prepare_store(uri, "e", None), lambda uri: MLflowRun(uri, "e", "x")]
 )

@@ -1,6 +1,7 @@
 """SIGKILL at many places of a run that logs. benchmarks/faults.py has the places; `make faults` runs them, too."""
 
 import importlib.util
+import re
 import sys
 
 import pytest
@@ -36,3 +37,8 @@ def test_rows_of_other_faults_stay(faults, tmp_path):
     for fault, survived in (("a", 1), ("b", 2), ("a", 3)):
         faults.write_row(tmp_path / "x.csv", {"promise": "p", "fault": fault, "injected": 3, "survived": survived})
     assert (tmp_path / "x.csv").read_text().splitlines() == ["promise,fault,injected,survived", "p,b,3,2", "p,a,3,3"]
+
+
+def test_every_marked_fault_has_a_promise(faults):
+    marks = re.findall(r'pytest.mark.fault\("(\w+)"\)', "".join(f.read_text() for f in (ROOT / "tests").rglob("*.py")))
+    assert set(marks) == set(faults.PROMISES)

@@ -44,6 +44,7 @@ def sync(folder, uri):
     return shipper.sent.run_id
 
 
+@pytest.mark.fault("store")
 @pytest.mark.parametrize("fault", ["error", "abort", "freeze"])
 def test_a_store_that_fails_delays_nothing_and_gets_everything_once(tmp_path, capsys, fault):
     with serving(tmp_path / "artifacts") as server:
@@ -67,6 +68,7 @@ def test_a_store_that_fails_delays_nothing_and_gets_everything_once(tmp_path, ca
     assert said.count("does not take what this run logs") <= 1 and "bae-sync" not in said
 
 
+@pytest.mark.fault("store")
 def test_a_run_begins_and_ends_without_its_store(tmp_path, capsys):
     """Nobody listens at the address; later somebody does, and the log is sent there."""
     with serving(tmp_path / "artifacts") as server:
@@ -86,6 +88,7 @@ def test_a_run_begins_and_ends_without_its_store(tmp_path, capsys):
         assert sync(tmp_path / "run", uri) == run_id and server.history(run_id) == expected([1, 2, 3])
 
 
+@pytest.mark.fault("store")
 def test_the_end_of_a_run_waits_for_a_frozen_store_as_long_as_told(tmp_path):
     with serving(tmp_path / "artifacts") as server:
         server.fault = "freeze"
@@ -97,6 +100,7 @@ def test_the_end_of_a_run_waits_for_a_frozen_store_as_long_as_told(tmp_path):
         assert logger.log.unsent() == 8  # the run, three steps with a table each, and the status
 
 
+@pytest.mark.fault("store")
 def test_a_locked_database_delays_nothing(tmp_path, store, capsys):
     tracking.prepare_store(store.uri, "locked", str(tmp_path / "artifacts"))
     logger = tracking.MLflowRun(store.uri, "locked", str(tmp_path / "run"))
@@ -113,6 +117,7 @@ def test_a_locked_database_delays_nothing(tmp_path, store, capsys):
     assert "bae-sync" not in capsys.readouterr().err
 
 
+@pytest.mark.fault("store")
 @pytest.mark.parametrize("forgotten", ["the last entries", "everything", "the run, too"])
 def test_sending_twice_changes_nothing(tmp_path, store, forgotten):
     """Killed after the store had an entry, before it was written down; or power was lost, and sent.json with it."""
@@ -140,6 +145,7 @@ def test_sending_twice_changes_nothing(tmp_path, store, forgotten):
     assert [table["path"] for table in listed] == [f"completions/step_00000{step}.json" for step in (1, 2)]
 
 
+@pytest.mark.fault("store")
 def test_what_the_store_refuses_for_good_holds_up_nothing(tmp_path, store, capsys):
     logger = tracking.MLflowRun(store.uri, "sent", str(tmp_path / "run"), str(tmp_path / "artifacts"))
     logger.log.append(
@@ -161,6 +167,7 @@ def test_what_the_store_refuses_for_good_holds_up_nothing(tmp_path, store, capsy
     assert "MLflow refused an entry" in capsys.readouterr().err
 
 
+@pytest.mark.fault("store")
 def test_only_one_process_sends_a_log(tmp_path, store):
     logger = tracking.MLflowRun(store.uri, "sent", str(tmp_path / "run"), str(tmp_path / "artifacts"), wait=0.3)
     with shipping.Shipper(RunLog(tmp_path / "run"), store.uri).alone(timeout=1):

@@ -405,6 +405,7 @@ def test_a_hostile_answer_holds_up_nobody(faults):
     assert _workers() == before
 
 
+@pytest.mark.fault("verifier")
 def test_a_timeout_passes_while_others_work(faults):
     one = MathVerifier(timeout=0.5, workers=1)
     one.verify([("1.0", "1")])
@@ -427,6 +428,7 @@ def test_hostile_answers_to_an_expression_cost_little():
     assert set(verdicts) <= {WRONG, UNPARSEABLE}
 
 
+@pytest.mark.fault("verifier")
 def test_answers_that_hang_in_one_batch(faults):
     timeout, workers = 1.0, 2
     pairs = [("5.0", "5"), HANG, ("1.0", "1"), MEMORY, GROWTH, ("x+7+0", OPEN), ("10/4", "2.5")]
@@ -464,6 +466,7 @@ def _exit_hard(answer, reference):
     return CORRECT
 
 
+@pytest.mark.fault("verifier")
 def test_death_of_a_worker_is_timeout(monkeypatch):
     monkeypatch.setattr(verifier, "_check", _exit_hard)
     one = MathVerifier(timeout=20.0, workers=1)

@@ -66,6 +66,7 @@ def test_all_ranks_skip_what_one_of_them_must():
     assert step(made, GOOD)["skipped"] == 1 and torch.equal(made.model.weight, torch.ones(1, 2))
 
 
+@pytest.mark.fault("finite")
 @pytest.mark.parametrize("optimizer_steps", [1, 2])
 def test_an_infinite_advantage_changes_no_weight(tiny, optimizer_steps):
     """With two optimiser steps, the one whose half of the completions is good is taken."""
