@@ -159,6 +159,9 @@ def explain(error: Exception) -> str:
         near = difflib.get_close_matches(unknown[1], _known_keys() - {unknown[1]}, n=1)
         hint = f"did you mean {near[0]}?" if near else "see --help for what there is, or --cfg job for every key"
         return f"there is no key {unknown[2]}; {hint}"
+    absent = re.search(r"Missing mandatory value: ([\w.]+)", text)
+    if absent:
+        return f"{absent[1]}: it has no default; give it, as in {absent[1]}=…"
     single = re.search(r"Cannot assign \w+ to .*\s+full_key: ([\w.]+)", text)
     if single:
         group = single[1].rpartition("_")[2]

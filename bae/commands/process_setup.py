@@ -1,6 +1,7 @@
 """Settings of a process that computes. `prepare` makes them; it must run before torch and MLflow are loaded."""
 
 import ctypes
+import logging
 import os
 import sys
 
@@ -17,11 +18,16 @@ ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
 }
 
+NOISY = ("torchao", "torch.utils._pytree")
+"""Loggers that warn, whenever transformers imports torchao, of kernels for other machines and of torchao's own code."""
+
 
 def prepare() -> None:
     """Set the environment, as far as the user has not, and let malloc keep what was freed."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    for name in NOISY:
+        logging.getLogger(name).setLevel(logging.ERROR)
     _keep_memory()
 
 

@@ -277,6 +277,7 @@ def test_a_finished_run_can_be_made_longer(train):
         (["experiment=null"], "experiment=null: experiment takes the name of an option; .* write ~experiment"),
         (["optimizer=3"], "optimizer=3: optimizer takes the name of an option"),
         (["basline=ocb"], "did you mean baseline"),
+        (["task=dataset"], "task.splits.train: it has no default; give it, as in task.splits.train="),
         (["group_size=1"], "group_size=1: .* use group_size=2"),
         (["steps=0"], "steps=0: must be above 0"),
         (["temperature=0"], "temperature=0.0: must be above 0"),
