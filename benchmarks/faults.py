@@ -34,6 +34,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # for tests.support
 ROOT = Path(__file__).parent.parent
 LIMIT = 900
 """Seconds after which a run counts as hung."""
+CHAIN = 5
+"""Kills of one run, after which it is left to end."""
 LOADED = [
     "bae.commands.train", "bae.callbacks", "bae.report.tracking", "bae.rollout.pipeline", "bae.rollout.local.engine",
     "bae.tasks.loader", "bae.tasks.arithmetic", "bae.training.module", "bae.training.policy", "bae.training.update",
@@ -219,7 +221,7 @@ def differences(found: dict[str, Any], wanted: dict[str, Any]) -> Outcome:
 
 @fault("killed at any place and resumed, MLflow has the uninterrupted run's history: no hole, nothing twice")
 def sigkill(count: int, folder: Path) -> Iterator[Outcome]:
-    """Chains of kills: a run is killed and resumed until it is done, then its record is compared."""
+    """Chains of kills: a run is killed and resumed CHAIN times, ends, and its record is compared."""
     whole = folder / "whole"
     if child(partial(train, whole, *TINY), folder / "whole.txt"):
         raise RuntimeError(f"the uninterrupted run failed; see {folder / 'whole.txt'}")
@@ -229,7 +231,7 @@ def sigkill(count: int, folder: Path) -> Iterator[Outcome]:
         outputs, output = folder / f"chain_{chain}", folder / f"chain_{chain}.txt"
         arguments, mine, failed = TINY, 0, None
         while True:
-            at = rng.randint(1, 60) if kills + mine < count else 10**9
+            at = rng.randint(1, 60) if mine < min(CHAIN, count - kills) else 10**9
             code = child(partial(killed_train, outputs, at, *arguments), output)
             if code == 0:
                 break

@@ -101,13 +101,14 @@ def test_the_end_of_a_run_waits_for_a_frozen_store_as_long_as_told(tmp_path):
 
 
 @pytest.mark.fault("store")
-def test_a_locked_database_delays_nothing(tmp_path, store, capsys):
+@pytest.mark.parametrize("seconds", [2, pytest.param(30, marks=pytest.mark.slow)])
+def test_a_locked_database_delays_nothing(tmp_path, store, capsys, seconds):
     tracking.prepare_store(store.uri, "locked", str(tmp_path / "artifacts"))
     logger = tracking.MLflowRun(store.uri, "locked", str(tmp_path / "run"))
     log_steps(logger, [1])
     lock = sqlite3.connect(store.uri.removeprefix("sqlite:///"), isolation_level=None, check_same_thread=False)
     lock.execute("BEGIN EXCLUSIVE")
-    threading.Timer(2, lambda: lock.execute("ROLLBACK")).start()
+    threading.Timer(seconds, lambda: lock.execute("ROLLBACK")).start()
     assert log_steps(logger, [2, 3]) < 1
     logger.finalize("success")
     lock.close()
