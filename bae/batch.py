@@ -188,6 +188,8 @@ class Advantages:
             applied: for a refined objective the mean over the tokens of its block.
         weights: J factors of the objectives' advantages; needed only with refinements.
         block_of_objective: J numbers of blocks; needed only with refinements.
+        baselines: (N, J), with which the rewards were compared, for people to read. None if nobody wrote them down.
+        outcomes: (N, J), the outcomes of the prefixes, 0 for objectives that condition on none; None as above.
     """
 
     per_objective: Tensor
@@ -195,6 +197,8 @@ class Advantages:
     refinements: Sequence[Refinement] = ()
     weights: Sequence[float] = ()
     block_of_objective: Sequence[int] = ()
+    baselines: Tensor | None = None
+    outcomes: Tensor | None = None
 
 
 @dataclass(frozen=True)

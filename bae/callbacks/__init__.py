@@ -7,6 +7,7 @@ batch before the training step reads it. conf/callbacks/default.yaml lists all c
 from bae.callbacks.block_telemetry import BlockTelemetry
 from bae.callbacks.checkpoints import Checkpoints
 from bae.callbacks.collapse import ConfidenceCollapse
+from bae.callbacks.completion_page import CompletionPage
 from bae.callbacks.completions import CompletionTable
 from bae.callbacks.demonstrations import OwnDemonstrations, WarmStartTelemetry, WrittenDemonstrations
 from bae.callbacks.dynamic_sampling import DynamicSampling
@@ -27,6 +28,7 @@ __all__ = [
     "BlockTelemetry",
     "BlockwiseAdvantages",
     "Checkpoints",
+    "CompletionPage",
     "CompletionTable",
     "ConfidenceCollapse",
     "DynamicSampling",

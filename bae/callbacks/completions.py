@@ -1,4 +1,4 @@
-"""A table of sampled completions in MLflow, so that a person can read what the policy writes."""
+"""A table of sampled completions in MLflow, so that a program can read what the policy writes."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from bae.rollout.pipeline import Pipeline
 
 
 class CompletionTable(L.Callback):
-    """Log `rows` completions of the first and of every `every`-th step.
+    """Log `rows` completions of the first, of every `every`-th and of the last step.
 
     The columns are those of bae.evaluation.completion_table, the text of each block, and each objective's reward and
     advantage, as the update applied it.
@@ -31,8 +31,9 @@ class CompletionTable(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: RolloutBatch, batch_idx: int
     ) -> None:
-        if trainer.is_global_zero and (batch.step == 0 or due(batch.step + 1, self.every)):
-            run_logger(trainer).log_completions(self._table(batch), step=batch.step + 1)
+        done = batch.step + 1
+        if trainer.is_global_zero and (done == 1 or due(done, self.every, trainer.num_training_batches)):
+            run_logger(trainer).log_completions(self._table(batch), step=done)
 
     def _table(self, batch: RolloutBatch) -> dict[str, list]:
         samples, scored = batch.require_rollouts()

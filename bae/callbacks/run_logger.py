@@ -19,6 +19,10 @@ class RunLogger(Protocol):
         """Log a completion table of a step, column by column."""
         ...
 
+    def log_text(self, text: str, file: str) -> None:
+        """Log a text as a file of the run, such as completions/step_000050.html."""
+        ...
+
     def log_evaluation(self, summaries: Mapping[str, Any], files: Iterable[Path]) -> None:
         """Log the summaries of an evaluation, by name, and its files."""
         ...
@@ -48,6 +52,10 @@ class _Everyone:
     def log_completions(self, table: dict[str, list[Any]], step: int) -> None:
         for logger in self._run_loggers():
             logger.log_completions(table, step=step)
+
+    def log_text(self, text: str, file: str) -> None:
+        for logger in self._run_loggers():
+            logger.log_text(text, file)
 
     def log_evaluation(self, summaries: Mapping[str, Any], files: Iterable[Path]) -> None:
         paths = list(files)

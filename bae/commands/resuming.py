@@ -16,7 +16,7 @@ from bae.commands.build import plain, run_folder, run_id_of, saved_config
 
 AUTO = "auto"
 """The value of `resume` that means the newest unfinished run of this configuration, or a new run."""
-PLACES = ("outputs", "output_folder", "logger", "name", "resume", "trust", "skip_finished", "stop_within")
+PLACES = ("outputs", "output_folder", "logger", "name", "resume", "trust", "skip_finished", "stop_within", "preview")
 """Keys that change no result."""
 
 

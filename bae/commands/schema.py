@@ -45,6 +45,7 @@ class TrainSchema(RunSchema):
     """Give the keys of conf/train.yaml their types. That file says what each key means."""
 
     group_size: int = MISSING
+    preview: bool = False
     training: UpdateOptions = MISSING
     first_block_baseline: dict[str, Any] = field(default_factory=dict)
     fallback_baseline: dict[str, Any] = field(default_factory=dict)
@@ -132,6 +133,20 @@ class ReportSchema:
 
 
 @dataclass
+class ScoreSchema:
+    """Give the keys of conf/score.yaml their types. That file says what each key means."""
+
+    reference: str = MISSING
+    question: str = MISSING
+    tokenizer: str | None = None
+    max_new_tokens: int = MISSING
+    html: str | None = None
+    task: dict[str, Any] = field(default_factory=dict)
+    objectives: dict[str, Any] = field(default_factory=dict)
+    outcome: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
 class SyncSchema:
     """Give the keys of conf/sync.yaml their types. That file says what each key means."""
 
@@ -144,6 +159,7 @@ SCHEMAS = {
     "evaluate": EvaluateSchema,
     "fidelity": FidelitySchema,
     "report": ReportSchema,
+    "score": ScoreSchema,
     "sync": SyncSchema,
     "warmstart": WarmstartSchema,
 }

@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from bae.commands import cli, schema
 from bae.commands.build import CONFIG_FILE, make, make_run, plain
+from bae.commands.preview import preview
 from bae.commands.resuming import AUTO, begin, settings
 from bae.commands.stopping import NOTICE, leave, no_room
 from bae.commands.sweep import job_name
@@ -42,8 +43,11 @@ def main() -> None:
 
 
 def train(cfg: DictConfig) -> None:
-    """Train one run by blockwise advantages."""
-    fit(cfg, check, blockwise_update)
+    """Train one run by blockwise advantages, or show the prompts that it would begin with."""
+    if cfg.preview:
+        preview(cfg, check, blockwise_update)
+    else:
+        fit(cfg, check, blockwise_update)
 
 
 def blockwise_update(cfg: DictConfig, pipeline: "Pipeline") -> "Update":

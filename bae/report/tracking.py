@@ -154,6 +154,12 @@ class MLflowRun(Logger):
             self.log.append("table", file=file, to="completions")
 
     @rank_zero_only
+    def log_text(self, text: str, file: str) -> None:
+        """Log a text as an artifact; file: its path, in the output folder and among the artifacts alike."""
+        write_atomically(self.log.folder / file, text)
+        self._log_files([self.log.folder / file], str(Path(file).parent))
+
+    @rank_zero_only
     def log_evaluation(self, summaries: Mapping[str, Any], files: Iterable[Path]) -> None:
         """Log summaries as metrics `eval/<name>/…`, and files as artifacts in `evaluation/`.
 

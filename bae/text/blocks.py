@@ -73,6 +73,28 @@ class Section:
 
 
 @dataclass(frozen=True)
+class Fault:
+    """Say where and why a text ceases to be in form.
+
+    Args:
+        start: the offset from which it is not.
+        due: the tag that should have come next; empty if the format was complete.
+        came: the tag that came instead; empty for the end of the text.
+    """
+
+    start: int
+    due: str
+    came: str
+
+    @property
+    def reason(self) -> str:
+        """Return one clause for people, such as "<answer> was due, but the text ended"."""
+        if not self.due:
+            return f"{self.came} came after the last section"
+        return f"{self.due} was due, but " + (f"{self.came} came" if self.came else "the text ended")
+
+
+@dataclass(frozen=True)
 class Spans:
     """Hold where the K blocks of one completion lie.
 
@@ -83,12 +105,14 @@ class Spans:
         sections: all sections, or those before the point at which the format broke.
         unfinished: the section in which the format broke, up to the next tag or the end. None if the format did not
             break inside a section.
+        fault: where and why the format broke; None if every block is well formed.
     """
 
     starts: tuple[int, ...]
     well_formed: tuple[bool, ...]
     sections: tuple[Section, ...]
     unfinished: Section | None = None
+    fault: Fault | None = None
 
 
 def make_blocks(schema: Mapping[str, Iterable | Mapping]) -> tuple[Block, ...]:
@@ -203,34 +227,41 @@ def find_spans(text: str, blocks: Sequence[Block]) -> Spans:
     """
     found = _find_tags(text, tuple(blocks))
     starts, well_formed, sections, used = [0], [], [], 0
-    unfinished = None
+    unfinished = fault = None
     for k, block in enumerate(blocks):
         last = k == len(blocks) - 1
         complete = True
         for tags in block.tags:
             opening, closing = (found[i] if i < len(found) else None for i in (used, used + 1))
             if opening is None or opening.group() != tags.opening:
-                complete = False
+                complete, fault = False, _fault(found, used, tags.opening, found[used - 1].end() if used else 0)
                 break
             section = Section(tags.name, text[opening.end() : closing.start() if closing else None], opening.end())
             if closing is None or closing.group() != tags.closing:
                 complete, unfinished = False, section
+                fault = _fault(found, used + 1, tags.closing, opening.start())
                 break
             sections.append(section)
             used += 2
-        if last:
-            complete = complete and (used == len(found) or not block.tags)
-        elif complete:
+        if last and complete and block.tags and used < len(found):
+            complete, fault = False, _fault(found, used, "", found[used].start())
+        elif complete and not last:
             end = found[used - 1].end() if block.tags else _begins(found, used, blocks[k + 1])
             if end is None:
-                complete = False
+                at = found[used].start() if used < len(found) else len(text)
+                complete, fault = False, _fault(found, used, blocks[k + 1].tags[0].opening, at)
             else:
                 starts.append(end)
         well_formed.append(complete)
         if not complete:
             break
     flags = tuple(well_formed) + (False,) * (len(blocks) - len(well_formed))
-    return Spans(tuple(starts), flags, tuple(sections), unfinished)
+    return Spans(tuple(starts), flags, tuple(sections), unfinished, fault)
+
+
+def _fault(found: Sequence[re.Match], came: int, due: str, start: int) -> Fault:
+    """Make the fault of a format in which tag number `came` is not the one due, or is not there."""
+    return Fault(start, due, found[came].group() if came < len(found) else "")
 
 
 def _begins(found: Sequence[re.Match], used: int, block: Block) -> int | None:

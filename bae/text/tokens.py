@@ -121,8 +121,9 @@ def locate_blocks(
     begun = [*spans.sections, *([spans.unfinished] if spans.unfinished else [])]
     drawn = offsets[: len(ids) + ended]
     numbers = tuple(_number(s, s is not spans.unfinished, drawn) for s in begun if s.tag == CONFIDENCE)
-    sections = tuple(Section(s.tag, _utf8(s.content.encode("latin-1")), s.start) for s in spans.sections)
-    return Located(_utf8(raw), Spans(spans.starts, spans.well_formed, sections), block_of, numbers)
+    sections = tuple(Section(s.tag, _spread_back(s.content), s.start) for s in spans.sections)
+    fault = spans.fault and replace(spans.fault, due=_spread_back(spans.fault.due), came=_spread_back(spans.fault.came))
+    return Located(_utf8(raw), Spans(spans.starts, spans.well_formed, sections, fault=fault), block_of, numbers)
 
 
 def _number(section: Section, closed: bool, offsets: Sequence[int]) -> Number:
@@ -138,6 +139,11 @@ def _number(section: Section, closed: bool, offsets: Sequence[int]) -> Number:
     last = bisect_right(offsets, section.start + min(len(content), NUMBER_BYTES))
     value = parse_confidence(_utf8(content)) if closed else None
     return Number(content, value, first, tuple(offset - section.start for offset in offsets[first:last]))
+
+
+def _spread_back(text: str) -> str:
+    """Decode a text that has one character for each byte."""
+    return _utf8(text.encode("latin-1"))
 
 
 def _utf8(raw: bytes) -> str:

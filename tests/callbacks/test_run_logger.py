@@ -20,6 +20,9 @@ class Everything:
     def log_completions(self, table, step):
         self.seen.append(("completions", table, step))
 
+    def log_text(self, text, file):
+        self.seen.append(("text", text, file))
+
     def log_evaluation(self, summaries, files):
         self.seen.append(("evaluation", summaries, list(files)))
 
@@ -42,6 +45,7 @@ def log_everything(loggers, folder):
     one = run_logger(SimpleNamespace(loggers=loggers))
     one.log_metrics({"a": 1.0}, 3)
     one.log_completions({"text": ["x"]}, 4)
+    one.log_text("<p>", "completions/a.html")
     one.log_evaluation({"val": "summary"}, (path for path in (folder / "a", folder / "b")))
     one.log_folder(folder)
     one.sync()
@@ -53,6 +57,7 @@ def test_each_logger_gets_everything_it_can_take(tmp_path):
     assert first.seen == last.seen == [
         ("metrics", {"a": 1.0}, 3),
         ("completions", {"text": ["x"]}, 4),
+        ("text", "<p>", "completions/a.html"),
         ("evaluation", {"val": "summary"}, [tmp_path / "a", tmp_path / "b"]),  # a generator reaches both
         ("folder", tmp_path),
         ("sync",),

@@ -139,6 +139,9 @@ def test_advantages_by_hand(tiny):
     )
     torch.testing.assert_close(batch.require_advantages().per_block, batch.require_advantages().per_objective)
     assert batch.require_advantages().refinements == []
+    baselines, outcomes = batch.require_advantages().baselines, batch.require_advantages().outcomes
+    torch.testing.assert_close(baselines[:3, 1], torch.tensor([-0.25, -0.01, -0.53]))  # what each was compared with
+    assert outcomes[:, 1].tolist() == [1, 1, 0, 0, 0, 0, 1, 1] and not outcomes[:, 0].any()
     assert batch.metrics == {
         "fallback/correctness": 0, "singleton/correctness": 0,
         "fallback/confidence_brier": pytest.approx(1 / 7), "singleton/confidence_brier": pytest.approx(1 / 7),

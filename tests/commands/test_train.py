@@ -17,7 +17,8 @@ from tests.support import ROOT, call, needs_gpu, needs_torchao
 BAE_TRAIN = Path(sys.executable).parent / "bae-train"
 SMALL = [
     "group_size=4", "prompts_per_step=4", "callbacks.held_out.prompts=8", "callbacks.held_out.every=2",
-    "callbacks.checkpoints.every=1", "callbacks.checkpoints.keep=9", "callbacks.completions.every=2", "lr=1e-3",
+    "callbacks.checkpoints.every=1", "callbacks.checkpoints.keep=9", "callbacks.completions.every=2",
+    "callbacks.completion_page.every=2", "callbacks.completion_page.prompts=2", "lr=1e-3",
     "training.warmup_steps=2", "training.micro_batch_tokens=400", "callbacks.throughput.seconds=0.01",
 ]  # fmt: skip
 
@@ -69,6 +70,10 @@ def test_a_run_is_found_in_mlflow(train, capsys):
     assert [step for step, _ in history(run, "val/ece")] == [0, 2, 3]
     artifacts = {a.path for a in MlflowClient(store()).list_artifacts(run.info.run_id)}
     assert {"config.yaml", "completions", "policy"} <= artifacts
+    shown = {a.path for a in MlflowClient(store()).list_artifacts(run.info.run_id, "completions")}
+    assert shown == {f"completions/step_00000{step}.{kind}" for step in (1, 2, 3) for kind in ("json", "html")}
+    source = (folder / "completions" / "step_000003.html").read_text()
+    assert source.count("<article") == 8 and "confidence_brier" in source  # 2 problems with 4 completions each
     documented = (ROOT / "docs" / "metrics.md").read_text()
     for metric in run.data.metrics:
         prefix, _, name = metric.partition("/")
@@ -301,6 +306,7 @@ def test_a_finished_run_can_be_made_longer(train):
         (["callbacks.held_out.split=vall"], "no split 'vall'"),
         (["callbacks.checkpoints.every=0"], "callbacks.checkpoints.every=0: must be 1 or more"),
         (["callbacks.completions.every=0"], "callbacks.completions.every=0: must be 1 or more"),
+        (["callbacks.completion_page.characters=0"], "callbacks.completion_page.characters=0: must be 1 or more"),
         (["model.dtype=bfloat61"], "model.dtype=bfloat61: not a floating-point type"),
         (["+baseline.typo=1"], "there is no key baseline.typo"),
         (["baseline=ocb_shrunk", "baseline.decay=abc"], "baseline.decay=abc: must be a number"),

@@ -26,6 +26,34 @@ def test_a_completion_in_form():
 
 
 @pytest.mark.parametrize(
+    ("text", "start", "reason"),
+    [
+        ("", 0, "<reasoning> was due, but the text ended"),
+        (f"so {CONFIDENCE}", 0, "<reasoning> was due, but <analysis> came"),
+        ("so <reasoning>1<answer>", 3, "</reasoning> was due, but <answer> came"),
+        ("<reasoning>1</reasoning> so", 24, "<answer> was due, but the text ended"),
+        (SOLUTION, len(SOLUTION), "<analysis> was due, but the text ended"),
+        (f"{SOLUTION}{CONFIDENCE}.</answer>", len(SOLUTION + CONFIDENCE) + 1, "</answer> came after the last section"),
+    ],
+)
+def test_a_fault_says_where_and_why(text, start, reason):
+    fault = find_spans(text, BLOCKS).fault
+    assert (fault.start, fault.reason) == (start, reason)
+    assert find_spans(SOLUTION + CONFIDENCE, BLOCKS).fault is None
+
+
+def test_the_fault_of_a_block_without_sections():
+    blocks = make_blocks({"rest": [], "solution": ["answer"]})
+    assert find_spans("so <answer>1</answer>", blocks).fault is None
+    for text, reason in (
+        ("so", "<answer> was due, but the text ended"),
+        ("so </answer>", "<answer> was due, but </answer> came"),
+    ):
+        fault = find_spans(text, blocks).fault
+        assert (fault.start, fault.reason) == (text.find("<") if "<" in text else len(text), reason)
+
+
+@pytest.mark.parametrize(
     ("text", "well_formed", "starts"),
     [
         ("", (False, False), 1),
