@@ -117,8 +117,10 @@ compile requirements/vllm.in --overrides "$scratch/vllm.overrides" --excludes "$
   $(< "$scratch/locked") --generate-hashes -o "$scratch/vllm.txt"
 compile requirements/audit.in --constraints "$scratch/all.txt" --constraints "$scratch/peers.txt" \
   --constraints "$scratch/vllm.txt" $(< "$scratch/locked") --no-emit-package pip --generate-hashes -o "$scratch/audit.txt"
+# What base.txt has for some systems alone (colorama for Windows), the pages may need on all.
+names <(grep -v ';' "$scratch/all.txt") | sed 's/^/--no-emit-package /' > "$scratch/everywhere"
 compile requirements/docs.in --constraints "$scratch/all.txt" --constraints "$scratch/peers.txt" \
-  --constraints "$scratch/vllm.txt" --constraints "$scratch/audit.txt" $(< "$scratch/locked") \
+  --constraints "$scratch/vllm.txt" --constraints "$scratch/audit.txt" $(< "$scratch/everywhere") \
   --generate-hashes -o "$scratch/docs.txt"
 compile requirements/uv.in --generate-hashes -o "$scratch/uv.txt"
 
