@@ -80,6 +80,11 @@ sbom: $(VENV)/.audit ## Write the bill of materials, dist/sbom.json (CycloneDX),
 	@$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --of JSON -o dist/sbom.json $(BIN)/python
 	@echo "dist/sbom.json"
 
+.PHONY: docs
+docs: $(VENV)/.docs ## Build the pages of docs/ into build/site; a broken link fails
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "build/site/index.html"
+
 .PHONY: faults
 faults: $(VENV)/.project ## Inject faults into tiny runs: make faults ARGS='sigkill --count 40'
 	@$(BIN)/python benchmarks/faults.py $(ARGS)
@@ -127,7 +132,7 @@ $(VENV)/.project: pyproject.toml $(VENV)/.deps
 	@$(call install,--no-build-isolation --reinstall-package blockwise-advantage --editable .)
 	@touch $@
 
-$(VENV)/.smollm2 $(VENV)/.torchao $(VENV)/.peers $(VENV)/.vllm $(VENV)/.atheris $(VENV)/.audit: $(VENV)/.%: requirements/%.txt $(VENV)/.project
+$(VENV)/.smollm2 $(VENV)/.torchao $(VENV)/.peers $(VENV)/.vllm $(VENV)/.atheris $(VENV)/.audit $(VENV)/.docs: $(VENV)/.%: requirements/%.txt $(VENV)/.project
 	@echo "Installing $<"
 	@$(call install,--require-hashes -r $<)
 	@touch $@

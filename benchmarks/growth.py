@@ -209,13 +209,15 @@ def report(taken):
 
 
 def draw(path, taken):
-    """Time above, memory below; a column for each factor. The range over repeats is a band."""
+    """Time above, memory below; a column for each factor. Bars go over the range of repeats."""
+    from matplotlib import style
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    from bae.evaluation.figures import COLOURS, MARKERS, STYLE, _panels
+    from bae.evaluation.figures import STYLE, add_curve, add_legend, make_panels
 
+    style.use(STYLE)
     factors = [factor for factor in FACTORS if any(row["factor"] == factor for row in taken)]
-    figure, panels = _panels(len(factors), rows=2, height=3.4)
+    figure, panels = make_panels(len(factors), rows=2, height=3.4)
     for column, factor in enumerate(factors):
         for i, phase in enumerate(("rollout", "update", "advantages")):
             rows = [row for row in taken if row["factor"] == factor and row["phase"] == phase]
@@ -224,10 +226,7 @@ def draw(path, taken):
             for panel, name in zip(panels[:, column], ("seconds", "gained_mib"), strict=True):
                 values = sorted({row["value"] for row in rows if row[name] > 0})
                 cells = [[row[name] for row in rows if row["value"] == v and row[name] > 0] for v in values]
-                panel.plot(values, [statistics.median(cell) for cell in cells], color=COLOURS[i], marker=MARKERS[i],
-                           markersize=3, linewidth=1, label=phase)  # fmt: skip
-                panel.fill_between(values, [min(c) for c in cells], [max(c) for c in cells], color=COLOURS[i],
-                                   alpha=0.2, linewidth=0)  # fmt: skip
+                add_curve(panel, values, cells, phase, i, 3, statistics.median)
         for panel in panels[:, column]:
             panel.set(xscale="log", yscale="log")
             panel.set_xticks(sorted({row["value"] for row in taken if row["factor"] == factor}))
@@ -236,13 +235,12 @@ def draw(path, taken):
             panel.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
             panel.xaxis.set_minor_formatter(NullFormatter())
             panel.yaxis.set_minor_formatter(NullFormatter())
-        panels[1][column].set_xlabel(factor, **STYLE)
-    panels[0][0].set_ylabel("seconds", **STYLE)
-    panels[1][0].set_ylabel("MiB gained", **STYLE)
-    named = {text: line for panel in panels.flat for line, text in zip(*panel.get_legend_handles_labels(), strict=True)}
-    figure.legend(named.values(), named, loc="outside lower center", ncols=3, fontsize=6, frameon=False)
+        panels[1][column].set_xlabel(factor)
+    panels[0][0].set_ylabel("Seconds")
+    panels[1][0].set_ylabel("MiB gained")
+    add_legend(figure, panels.flat)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=200)
+    figure.savefig(path)
 
 
 def saved(path):

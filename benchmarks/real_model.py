@@ -131,13 +131,15 @@ class Study:
         from bae.evaluation import figures
 
         curves = pandas.read_csv(self.curves).groupby(["method", "seed"], sort=False)
-        histories = {metric: {} for metric in ("ece", "auroc", "accuracy")}
+        words = {"ece": "ECE", "auroc": "AUROC", "accuracy": "Accuracy"}
+        histories = {title: {} for title in words.values()}
         for (method, _), run in curves:
             if method in METHODS:
-                for metric, each in histories.items():
-                    each.setdefault(method, []).append(dict(zip(run["step"], run[metric], strict=True)))
-        if histories["ece"]:
-            figures.save(figures.training_curves(histories, "held-out problems"), self.curves.with_suffix(""))
+                for metric, title in words.items():
+                    history = dict(zip(run["step"], run[metric], strict=True))
+                    histories[title].setdefault(method, []).append(history)
+        if histories["ECE"]:
+            figures.save(figures.training_curves(histories, "Value on held-out problems"), self.curves.with_suffix(""))
         bins = pandas.read_csv(self.bins)
         panels = {}
         for method, rows in bins[bins["set"] == split].groupby("method", sort=False):

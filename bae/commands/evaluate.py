@@ -64,7 +64,7 @@ def evaluate_run(cfg: DictConfig) -> None:
 
 def evaluate_file(cfg: DictConfig) -> None:
     """Score the completions of a file, model by model; no model is loaded."""
-    from bae.evaluation.completion_table import read_completions
+    from bae.evaluation.read_completions import read_completions
 
     with cli.user_errors():
         quieten()

@@ -30,8 +30,9 @@ def report(cfg: DictConfig) -> None:
     figure = None if cfg.figure is None else load_spec("figure", cfg.figure)
     finished = FinishedRuns(cfg.logger.tracking_uri, cfg.experiments, cfg.runs, cfg.models, cfg.resamples)
     folder = Path(cfg.folder)
-    folder.mkdir(parents=True, exist_ok=True)
     try:
+        finished.check()
+        folder.mkdir(parents=True, exist_ok=True)
         if table:
             write_tables(table, f"table{cfg.table}", folder, finished)
         if figure:

@@ -1,38 +1,39 @@
-"""Draw figures, sized for one column of a paper (3.3 inches). Each function returns a Figure; `save` writes it."""
+"""Draw figures for one column of a paper. Each function returns a Figure; `save` writes it.
+
+All figures have the look of paper.mplstyle, a style sheet of matplotlib beside this module.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
+from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-WIDTH = 3.3  # inches
-COLOURS = (
-    "#0072b2",
-    "#d55e00",
-    "#009e73",
-    "#cc79a7",
-    "#e69f00",
-    "#56b4e9",
-    "#000000",
-)  # Okabe and Ito, colour-blind safe
-MARKERS = "osD^vPX"
-STYLE: dict[str, Any] = {"fontsize": 7}
+STYLE = Path(__file__).with_name("paper.mplstyle")
+"""The style sheet of all figures."""
+WIDTH = 3.3
+"""The width of a column, in inches; figures of several panels are wider."""
+CYCLE = matplotlib.rc_params_from_file(STYLE, use_default_template=False)["axes.prop_cycle"].by_key()
+COLOURS, MARKERS = CYCLE["color"], CYCLE["marker"]
 ABOVE: dict[str, Any] = {"fontsize": 6, "textcoords": "offset points"}  # texts above a panel, offset in points
 STRATEGIES = {"pass@1": "Pass@1", "pass@k": "Pass@k", "maj": "Maj", "maxconf": "MaxConf", "weighted_maj": "WeightedMaj"}
 
 
+@style.context(STYLE)
 def save(figure: Figure, stem: Path) -> list[Path]:
-    """Write `<stem>.png` and `<stem>.svg`, and return the two paths."""
+    """Write `<stem>.png` (300 dpi) and `<stem>.svg`, and return the two paths."""
     paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "svg")]
     for path in paths:
-        figure.savefig(path, dpi=200, metadata={"Date": None} if path.suffix == ".svg" else None)
+        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
     return paths
 
 
+@style.context(STYLE)
 def reliability(tables: Mapping[str, Mapping[str, Tensor]]) -> Figure:
     """Draw reliability diagrams (paper, Fig. 4): accuracy against stated confidence by bin, above the counts by bin.
 
@@ -41,24 +42,23 @@ def reliability(tables: Mapping[str, Mapping[str, Tensor]]) -> Figure:
     Args:
         tables: {title: bae.evaluation.metrics.reliability_table}, one panel for each.
     """
-    figure, panels = _panels(len(tables), rows=2, height=2.6, ratios=[3, 1])
+    figure, panels = make_panels(len(tables), rows=2, height=2.6, ratios=[3, 1])
     for (title, table), top, bottom in zip(tables.items(), panels[0], panels[1], strict=True):
         count, stated, accuracy = (table[key].numpy() for key in ("count", "confidence", "accuracy"))
-        top.plot([0, 1], [0, 1], "--", color="0.6", linewidth=0.8)
-        top.vlines(stated, accuracy, stated, color=COLOURS[1], linewidth=1)
+        top.plot([0, 1], [0, 1], "--", color="0.6", linewidth=0.8, marker="")
+        top.vlines(stated, accuracy, stated, color=COLOURS[1])
         top.scatter(stated, accuracy, s=3 + 60 * count / count.sum(), color=COLOURS[0], zorder=3)  # area: share
-        top.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="auto")
-        top.set_title(title, **STYLE)
+        top.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="auto", title=title)
         ece = np.nansum(count * np.abs(accuracy - stated)) / count.sum()
-        top.text(0, 0.97, f"ECE {ece:.3f}\nn {count.sum():,.0f}", va="top", fontsize=6)
+        top.text(0, 0.97, f"ECE {ece:.3f}\nn = {count.sum():,.0f}", va="top", fontsize=6)
         bottom.bar(_bar_centres(), count, width=_bar_widths(), color=COLOURS[0])
-        bottom.set(xlim=(-0.03, 1.03), yscale="symlog", ylim=(0, None))
-        bottom.set_xlabel("stated confidence", **STYLE)
-    panels[0][0].set_ylabel("accuracy", **STYLE)
-    panels[1][0].set_ylabel("count", **STYLE)
+        bottom.set(xlim=(-0.03, 1.03), yscale="symlog", ylim=(0, None), xlabel="Stated confidence")
+    panels[0][0].set_ylabel("Share of correct answers")
+    panels[1][0].set_ylabel("Completions")
     return figure
 
 
+@style.context(STYLE)
 def scaling(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
     """Draw test-time scaling (paper, Fig. 2): the accuracy of each way to choose among n samples.
 
@@ -66,7 +66,7 @@ def scaling(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
         curves: {title: {strategy of bae.evaluation.voting.scaling: accuracy with n = 1, 2, … samples}}, one panel for
             each title.
     """
-    figure, panels = _panels(len(curves), rows=1, height=2.2)
+    figure, panels = make_panels(len(curves), rows=1, height=2.2)
     for (title, strategies), panel in zip(curves.items(), panels[0], strict=True):
         for i, (name, label) in enumerate(STRATEGIES.items()):
             if name not in strategies:  # without confidences there are no strategies that need them
@@ -74,49 +74,74 @@ def scaling(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
             accuracy = strategies[name]
             n = np.arange(1, len(accuracy) + 1)
             every = [j for j in range(len(n)) if (n[j] & (n[j] - 1)) == 0 or n[j] == len(n)]
-            style = {"color": COLOURS[i], "marker": MARKERS[i], "markersize": 3, "linewidth": 1}
-            panel.plot(n, accuracy, markevery=every, label=label, **style)
+            panel.plot(n, accuracy, markevery=every, label=label, color=COLOURS[i], marker=MARKERS[i])
         panel.set_xscale("log", base=2)
         panel.set_xticks([2**j for j in range(int(np.log2(len(n))) + 1)])
         panel.xaxis.set_major_formatter("{x:.0f}")
-        panel.set_xlabel("samples", **STYLE)
-        panel.set_title(title, **STYLE)
-    panels[0][0].set_ylabel("accuracy", **STYLE)
-    _legend(figure, panels[0][0])
+        panel.set(xlabel="Samples of a problem", title=title)
+    panels[0][0].set_ylabel("Accuracy")
+    add_legend(figure, panels[0])
     return figure
 
 
+@style.context(STYLE)
 def training_curves(
     histories: Mapping[str, Mapping[str, Sequence[Mapping[int, float]]]], label: str, share_y: bool = False
 ) -> Figure:
-    """Draw metrics over training: the mean over seeds, and a band from the lowest seed to the highest.
+    """Draw metrics over training: the mean over seeds, and bars from the lowest seed to the highest.
+
+    Curves take turns with their bars, so that these do not cover each other.
 
     Args:
         histories: {title: {name: [{step: value}, one for each seed]}}, one panel for each title.
         label: of the vertical axis.
         share_y: whether all panels have the same vertical scale.
     """
-    figure, panels = _panels(len(histories), rows=1, height=2.2, share_y=share_y)
+    figure, panels = make_panels(len(histories), rows=1, height=2.2, share_y=share_y)
     for (title, curves), panel in zip(histories.items(), panels[0], strict=True):
         for i, (name, seeds) in enumerate(curves.items()):
             steps = sorted(set.intersection(*(set(seed) for seed in seeds)))
-            values = np.array([[seed[step] for step in steps] for seed in seeds])
-            style = {"color": COLOURS[i], "marker": MARKERS[i], "markersize": 2.5, "linewidth": 1}
-            panel.plot(steps, values.mean(0), label=name, **style)
-            panel.fill_between(steps, values.min(0), values.max(0), color=COLOURS[i], alpha=0.2, linewidth=0)
-        panel.set_xlabel("step", **STYLE)
-        panel.set_title(title, **STYLE)
-    panels[0][0].set_ylabel(label, **STYLE)
-    _legend(figure, panels[0][0])
+            add_curve(panel, steps, [[seed[step] for seed in seeds] for step in steps], name, i, len(curves))
+        panel.set(xlabel="Training step", title=title)
+    panels[0][0].set_ylabel(label)
+    add_legend(figure, panels[0])
     return figure
 
 
+def add_curve(
+    panel: Axes,
+    x: Sequence[float],
+    values: Sequence[Sequence[float]],
+    label: str,
+    i: int,
+    curves: int,
+    centre: Any = np.mean,
+) -> None:
+    """Add curve number i of several to a panel: the centre of the values at each x, and bars over their range.
+
+    Args:
+        panel: to draw on.
+        x: positions.
+        values: for each x, the repeats; a range is drawn where there are several.
+        label: in the legend.
+        i: the number of the curve; it chooses colour and marker.
+        curves: how many there are on this panel; each has its bars at places of its own.
+        centre: of repeats, a function such as numpy.mean.
+    """
+    middle = np.array([centre(some) for some in values])
+    reach = np.array([[m - min(some), max(some) - m] for m, some in zip(middle, values, strict=True)])
+    turn = max(1, min(curves, len(x) // 2))
+    look: dict[str, Any] = {"color": COLOURS[i], "marker": MARKERS[i], "label": label}
+    panel.errorbar(x, middle, reach.T if reach.any() else None, errorevery=(i % turn, turn), elinewidth=0.7, **look)
+
+
+@style.context(STYLE)
 def error_distributions(
     errors: Mapping[str, Mapping[str, Sequence[float]]], rmse: Mapping[str, Mapping[str, float]] | None = None
 ) -> Figure:
     """Draw the errors of advantages against Monte Carlo (paper, Fig. 1): a violin for each baseline, its RMSE above it.
 
-    One error in 200 lies beyond the vertical axis.
+    A violin reaches from the lowest error to the highest, and all of it is shown.
 
     Args:
         errors: {stratum: {baseline: errors}}, one panel for each stratum, one below the other.
@@ -127,9 +152,8 @@ def error_distributions(
     samples = {
         (s, b): np.asarray(list(e), dtype=float) for s, baselines in errors.items() for b, e in baselines.items()
     }
-    everything = np.abs(np.concatenate([np.zeros(1), *samples.values()]))
-    limit = np.quantile(everything, 0.995) or 1.0
-    figure, panels = _panels(1, rows=len(errors), height=0.6 + 1.15 * len(errors), share_y=True)
+    limit = 1.05 * np.abs(np.concatenate([np.zeros(1), *samples.values()])).max() or 1.0
+    figure, panels = make_panels(1, rows=len(errors), height=0.6 + 1.15 * len(errors), share_y=True)
     for stratum, panel in zip(errors, panels[:, 0], strict=True):
         panel.axhline(0, color="0.6", linewidth=0.8, linestyle="--")
         for x, name in enumerate(names):
@@ -141,10 +165,10 @@ def error_distributions(
             panel.annotate(text, (x, 1), (0, 4), ha="center", xycoords=panel.get_xaxis_transform(), **ABOVE)
         panel.annotate("RMSE", (0, 1), (-3, 4), ha="right", xycoords="axes fraction", **ABOVE)
         panel.set(ylim=(-limit, limit), xlim=(-0.6, len(names) - 0.4))
-        panel.set_title(stratum, **STYLE, pad=13)
+        panel.set_title(stratum, pad=13)
         panel.grid(visible=False, axis="x")
-    panels[-1][0].set_xticks(range(len(names)), names, rotation=30, ha="right", rotation_mode="anchor", fontsize=6)
-    figure.supylabel("error of the advantage", **STYLE)
+    panels[-1][0].set_xticks(range(len(names)), names, rotation=30, ha="right", rotation_mode="anchor")
+    figure.supylabel("Error of the advantage", fontsize=7)
     return figure
 
 
@@ -169,19 +193,16 @@ def _bar_widths() -> np.ndarray:
     return np.where(np.arange(11) < 10, 0.09, 0.02)
 
 
-def _panels(
+def make_panels(
     columns: int, rows: int, height: float, ratios: Sequence[float] | None = None, share_y: bool = False
 ) -> tuple[Figure, np.ndarray]:
     """Make a figure with (rows, columns) panels; height in inches, ratios of the heights of the rows."""
-    figure = Figure(figsize=(max(WIDTH, 2.1 * columns), height), layout="constrained")
+    figure = Figure(figsize=(max(WIDTH, 2.1 * columns), height))
     panels = figure.subplots(rows, columns, squeeze=False, height_ratios=ratios, sharex="col", sharey=share_y)
-    for panel in panels.flat:
-        panel.tick_params(labelsize=6)
-        panel.spines[["top", "right"]].set_visible(False)
-        panel.grid(alpha=0.25, linewidth=0.5)
     return figure, panels
 
 
-def _legend(figure: Figure, panel: Axes) -> None:
-    """Put the legend of a panel below the figure."""
-    figure.legend(*panel.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=6, frameon=False)
+def add_legend(figure: Figure, panels: Sequence[Axes]) -> None:
+    """Put one legend of all that some panels show below the figure."""
+    named = {text: line for panel in panels for line, text in zip(*panel.get_legend_handles_labels(), strict=True)}
+    figure.legend(named.values(), named, loc="outside lower center", ncols=3)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from bae import seeds
@@ -14,7 +15,7 @@ from bae.evaluation import figures
 from bae.evaluation.bootstrap import RESAMPLES, clustered_bootstrap, iid_bootstrap
 from bae.evaluation.completion_table import NO_ANSWER, by_attempt, by_prompt, columns, frame, pairs
 from bae.evaluation.metrics import reliability_table
-from bae.evaluation.voting import CONFIDENT, answer_classes, scaling
+from bae.evaluation.voting import CONFIDENT, answer_classes, scaling, without_votes
 from bae.rollout.pipeline import Pipeline
 from bae.text.verdict import Verdict
 from bae.text.verifier import Verifier
@@ -95,17 +96,25 @@ def test_time_scaling(table: pandas.DataFrame, verifier: Verifier) -> dict[str, 
 
     Returns:
         {strategy: accuracy with 1, 2, … samples}. It is empty if prompts have different numbers of samples. If no
-        confidence can be read, the strategies that need one are left out.
+        confidence can be read, the strategies that need one are left out. A table without answers has those alone that
+        compare none, Pass@1 and Pass@k.
     """
-    answers = [[a if isinstance(a, str) else None for a in samples] for samples in by_prompt(table, "answer")]
-    if len({len(samples) for samples in answers}) != 1:
+    correct = by_prompt(table, "correct")
+    if len({len(samples) for samples in correct}) != 1:
         return {}
+    if "answer" not in table:
+        return _means(without_votes(torch.tensor(correct)))
+    answers = [[a if isinstance(a, str) else None for a in samples] for samples in by_prompt(table, "answer")]
     classes = torch.tensor(answer_classes(answers, verifier.equivalent))
-    correct = torch.tensor(by_prompt(table, "correct"))
     confidence = torch.tensor(by_prompt(table, "confidence"), dtype=torch.double)
-    curves = scaling(classes, correct, confidence)
+    curves = scaling(classes, torch.tensor(correct), confidence)
     if confidence.isnan().all():
         curves = {name: curve for name, curve in curves.items() if name not in CONFIDENT}
+    return _means(curves)
+
+
+def _means(curves: Mapping[str, Tensor]) -> dict[str, list[float]]:
+    """Return the means over prompts; curves: {strategy: (P, N)}."""
     return {name: curve.mean(0).tolist() for name, curve in curves.items()}
 
 

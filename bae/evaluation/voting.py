@@ -43,13 +43,17 @@ def scaling(answer: Tensor, correct: Tensor, confidence: Tensor, orders: int = 3
     Raises:
         ValueError: if shapes differ, or a sample without an answer is marked correct.
     """
-    return {
-        "pass@1": pass_at_k(correct)[:, :1].expand(correct.shape),
-        "pass@k": pass_at_k(correct),
+    return without_votes(correct) | {
         "maj": votes(answer, correct, torch.ones_like(answer), orders, seed),
         "maxconf": max_confidence(answer, correct, confidence),
         "weighted_maj": votes(answer, correct, _units(confidence), orders, seed),
     }
+
+
+def without_votes(correct: Tensor) -> dict[str, Tensor]:
+    """Score the strategies that compare no answers, pass@1 and pass@k: {strategy: (P, N)}. correct: (P, N)."""
+    at_least_one = pass_at_k(correct)
+    return {"pass@1": at_least_one[:, :1].expand(correct.shape), "pass@k": at_least_one}
 
 
 def metric_name(strategy: str) -> str:

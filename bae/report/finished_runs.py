@@ -11,7 +11,10 @@ from mlflow.entities import Run
 
 from bae.evaluation.completion_table import merge
 from bae.report import tracking
-from bae.report.store import connect
+from bae.report.store import NotInStore, answering, connect, exists, store
+
+FINISHED = "FINISHED"
+"""The status of a run in MLflow that is done."""
 
 
 class FinishedRuns:
@@ -44,22 +47,44 @@ class FinishedRuns:
         """Return a client of the store."""
         return connect(self.tracking_uri)
 
+    def check(self) -> None:
+        """Refuse a store without finished runs, and ids of runs that it lacks or that are not finished.
+
+        Raises:
+            NotInStore: one sentence.
+            StoreError: one sentence, if the store does not answer.
+        """
+        elsewhere = "name another with outputs=<folder> or logger.tracking_uri=<address>"
+        if not exists(self.tracking_uri):
+            raise NotInStore(f"there is no MLflow store at {self.tracking_uri}; {elsewhere}")
+        for run in self._named():
+            if run.info.status != FINISHED:
+                raise NotInStore(f"runs: {run.info.run_id} is {run.info.status}; only finished runs are reported")
+        with answering(self.tracking_uri), store(self.tracking_uri) as client:
+            ids = [experiment.experiment_id for experiment in client.search_experiments()]
+            found = client.search_runs(ids, f"attributes.status = '{FINISHED}'", max_results=1)
+        if not found:
+            raise NotInStore(f"the MLflow store {self.tracking_uri} has no finished run; {elsewhere}")
+
     def by_model(self, spec: Mapping[str, Any], method: Mapping[str, Any]) -> dict[str, list[Run]]:
         """Find the runs of a method, one for each seed. If a seed was run more than once, the newest run is taken.
 
         Args:
-            spec: a table or a figure of conf/report/; its `experiments` are searched unless others were chosen.
+            spec: a table or a figure of conf/report/; its `experiments` are searched unless others
+                were chosen.
             method: {parameter: value} that the runs have. If a value is a list, the runs have one of its items.
 
         Returns:
             {model: runs}, ordered by model and by seed.
         """
         found: dict[str, dict[str, Run]] = {}
-        for run in self._finished(tuple(self.experiments or spec["experiments"])):
+        candidates = self._finished(tuple(self.experiments or spec["experiments"]))
+        if self.only_runs is not None:
+            candidates = [run for run in self._named() if run.info.status == FINISHED]
+        for run in candidates:
             params = run.data.params
             model = params.get("model", "unknown")
-            wanted = self.only_runs is None or run.info.run_id in self.only_runs
-            wanted &= self.only_models is None or model in self.only_models
+            wanted = self.only_models is None or model in self.only_models
             if wanted and all(params.get(key) in _options(value) for key, value in method.items()):
                 found.setdefault(model, {}).setdefault(params.get("seed", ""), run)
         return {model: [seeds[seed] for seed in sorted(seeds)] for model, seeds in sorted(found.items())}
@@ -67,7 +92,14 @@ class FinishedRuns:
     @lru_cache  # noqa: B019 - one object for the life of the process
     def _finished(self, experiments: tuple[str, ...]) -> list[Run]:
         """Return the finished runs of the experiments, newest first."""
-        return tracking.search(self.tracking_uri, experiments, "attributes.status = 'FINISHED'")
+        return tracking.search(self.tracking_uri, experiments, f"attributes.status = '{FINISHED}'")
+
+    @lru_cache  # noqa: B019
+    def _named(self) -> list[Run]:
+        """Return the runs that were named by their ids, newest first. Raises NotInStore for one that is not there."""
+        with answering(self.tracking_uri):
+            runs = [self.client.get_run(run_id) for run_id in self.only_runs or ()]
+        return sorted(runs, key=lambda run: run.info.start_time, reverse=True)
 
     def evaluated(self, runs: Sequence[Run], splits: Sequence[str]) -> tuple[str, list[Run]] | None:
         """Return the first of `splits` on which some of the runs were evaluated, and these runs; None without any."""
@@ -101,6 +133,19 @@ class FinishedRuns:
     def history(self, run: Run, metric: str) -> dict[int, float]:
         """Return {step: value} of one metric of a run."""
         return tracking.history(self.tracking_uri, run.info.run_id, metric)
+
+
+def measured_on(runs: Sequence[Run], split: str) -> str:
+    """Return the name of the data that runs were evaluated on, such as "arithmetic val"."""
+    tasks = sorted({run.data.params.get("task", "") for run in runs})
+    return f"{'+'.join(tasks)} {split}".strip()
+
+
+def not_evaluated(runs: Sequence[Run], splits: Sequence[str]) -> str:
+    """Say that finished runs lack an evaluation on all of `splits`, which runs, and how to mend it."""
+    ids = ", ".join(run.info.run_id for run in runs)
+    command = f"bae-evaluate run={runs[0].info.run_id} split={splits[0]}"
+    return f"finished, but not evaluated on {' or '.join(splits)}: {ids}; for each: {command}"
 
 
 def _options(value: Any) -> set[str]:

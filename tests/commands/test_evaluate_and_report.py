@@ -120,6 +120,21 @@ def test_a_wrong_evaluation_is_one_sentence(tmp_path, arguments, message):
     assert message in str(stopped.value) and "\n" not in str(stopped.value)
 
 
+def test_a_run_is_found_from_another_folder(tmp_path, monkeypatch):
+    """The run logs to its own store, not to a new one in the working directory."""
+    (tmp_path / "here").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    call(train, Path("outputs"), *TINY, "callbacks.evaluation.splits=[]")
+    (folder,) = (tmp_path / "here/outputs/runs").iterdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    few = [f"run={folder}", "split=val", "prompts=2", "samples=2", "resamples=20"]
+    call(evaluate, Path("outputs"), *few)
+    _, (run,) = runs(tmp_path / "here/outputs")
+    assert run.data.metrics["eval/val/samples"] == 4
+    assert not any((tmp_path / "elsewhere").rglob("mlflow.db"))
+
+
 def test_a_split_that_is_not_there_is_one_sentence(outputs):
     _, found = runs(outputs)
     with pytest.raises(SystemExit, match="no split 'vall'"):
@@ -139,6 +154,20 @@ def test_completions_of_others_are_scored_without_a_model(tmp_path):
     assert run.data.metrics["eval/c/coverage"] == 1
 
 
+def test_verdicts_and_confidences_are_taken_as_they_are(tmp_path):
+    file = tmp_path / "judged.csv"
+    file.write_text("id,right,stated\n" + "a,true,0.9\na,false,0.6\nb,1,\nb,correct,1\n")
+    columns = ["columns.correct=right", "columns.confidence=stated", "columns.question=id"]
+    with pytest.warns(UserWarning, match="judged.csv, row 3: it states no confidence"):
+        call(evaluate, tmp_path / "outputs", f"completions={file}", *columns, "resamples=20", "verifier=null")
+    _, (run,) = runs(tmp_path / "outputs")
+    m = run.data.metrics
+    assert m["eval/completions/accuracy"] == m["eval/completions/coverage"] == 0.75
+    assert m["eval/completions/brier"] == pytest.approx((0.01 + 0.36 + 0) / 3)
+    assert m["eval/completions/prompts"] == 2 and m["eval/completions/scaling/pass_at_k"] == 1
+    assert "eval/completions/scaling/maj" not in m  # it would compare answers
+
+
 def test_a_report_has_the_published_numbers_and_ours(outputs, capsys):
     call(report, outputs, "table=1", "resamples=50")
     out = capsys.readouterr().out
@@ -153,6 +182,7 @@ def test_a_report_has_the_published_numbers_and_ours(outputs, capsys):
     assert 0 < float(ours["brier_p"]["None"]) <= 1 and ours["brier_p"]["OCB"] == ""
     assert (
         "0.0297 ± 0.0064 |" in out
+        and "arithmetic val" in out
         and "ECE<br>Qwen2.5-3B-Instruct (paper)" in out
         and "tiny (0.45 M parameters), 2 seeds" in out
     )  # OCB's published ECE
@@ -160,10 +190,22 @@ def test_a_report_has_the_published_numbers_and_ours(outputs, capsys):
     assert r"\toprule" in (folder / "table1.tex").read_text()
 
 
-def test_a_report_of_nothing_has_the_published_numbers(tmp_path, capsys):
-    call(report, tmp_path / "outputs", "table=7", "figure=4")
+def test_a_report_of_other_experiments_has_the_published_numbers(outputs, capsys):
+    call(report, outputs, "table=7", "figure=4", "experiments=[other]")
     out = capsys.readouterr().out
     assert out.count("missing: no finished runs") == 4 and "0.1447" not in out and "0.1459 ± 0.0043" in out
+
+
+@pytest.mark.parametrize("arguments", [["table=1", "runs=[abc]"], ["figure=4", "runs=[abc]"]])
+def test_a_report_of_a_run_that_is_not_there_is_refused(outputs, arguments):
+    with pytest.raises(SystemExit, match=r"not in the MLflow store .*abc"):
+        call(report, outputs, *arguments)
+
+
+def test_a_report_of_an_empty_store_is_refused(tmp_path):
+    with pytest.raises(SystemExit, match="there is no MLflow store at"):
+        call(report, tmp_path / "outputs", "table=1")
+    assert not (tmp_path / "outputs").exists()
 
 
 @pytest.mark.parametrize("figure", [2, 4, "training"])
@@ -175,8 +217,6 @@ def test_a_figure_is_drawn(outputs, figure):
 
 def test_two_attempts_are_measured_apart(tmp_path, capsys):
     outputs = tmp_path / "outputs"
-    call(report, outputs, "figure=3")
-    assert "missing: no finished runs; bae-train -m experiment=two_attempt" in capsys.readouterr().out
     few = ["steps=2", "group_size=4", "prompts_per_step=4", "callbacks.held_out.prompts=8",
            "callbacks.held_out.every=1", "callbacks.evaluation.splits=[easy]", "callbacks.evaluation.prompts=8",
            "callbacks.evaluation.samples=4"]  # fmt: skip

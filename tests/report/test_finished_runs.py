@@ -3,6 +3,8 @@
 import pytest
 
 from bae.report.finished_runs import FinishedRuns
+from bae.report.store import NotInStore
+from tests.support import empty_store
 
 SPEC = {"experiments": ["runs"]}
 
@@ -51,6 +53,7 @@ def test_runs_can_be_chosen(made):
     _, ids = made
     assert chosen(made, {}, models=["large"]) == {"large": ["large"]}
     assert chosen(made, {}, runs=[ids["old"], ids["failed"]]) == {"tiny": ["old"]}
+    assert chosen(made, {}, runs=[ids["elsewhere"]]) == {"tiny": ["elsewhere"]}  # an id says enough
     assert chosen(made, {}, experiments=["other"]) == {"tiny": ["elsewhere"]}
 
 
@@ -72,3 +75,18 @@ def test_what_runs_logged(made):
     assert list(found.errors(new, "val")["error"]) == [0.5]
     assert found.errors(new, "easy") is None and found.errors(old, "val") is None
     assert found.history(seed_1, "val/ece") == {1: 0.5, 3: 0.25}
+
+
+def test_what_cannot_be_reported_is_refused(made, tmp_path):
+    _, ids = made
+    evidence(made, runs=[ids["old"]]).check()
+    with pytest.raises(NotInStore, match=r"not in the MLflow store .*abc"):
+        evidence(made, runs=["abc"]).check()
+    with pytest.raises(NotInStore, match=f"runs: {ids['failed']} is FAILED; only finished"):
+        evidence(made, runs=[ids["failed"]]).check()
+    with pytest.raises(NotInStore, match=r"no MLflow store at .*; name another with outputs="):
+        FinishedRuns(f"sqlite:///{tmp_path}/mlflow.db", None, None, None, 10).check()
+    assert not list(tmp_path.iterdir())  # MLflow would make the file
+    (tmp_path / "mlflow.db").write_bytes(empty_store())
+    with pytest.raises(NotInStore, match="has no finished run"):
+        FinishedRuns(f"sqlite:///{tmp_path}/mlflow.db", None, None, None, 10).check()

@@ -38,15 +38,16 @@ def made(store):
     """Make two seeds of OCB, all right, one seed of no baseline, all wrong, and none of RLCR."""
     size = {"parameters": "450000"}
     curves = {"eval/val/scaling/maj": {1: 0.5, 2: 0.75}, "val/ece": {0: 0.5, 10: 0.25}}
-    ocb = {"model": "tiny", "baseline": "ocb"}
+    ocb = {"model": "tiny", "task": "arithmetic", "baseline": "ocb"}
     runs = [
         store.run("tables", ocb | {"seed": 0}, metrics(0.5, 0.1) | curves, tags=size),
         store.run(
             "tables", ocb | {"seed": 1}, metrics(0.7, 0.1) | curves | {"eval/val/scaling/maj": {1: 0.7, 2: 0.85}}
         ),
         store.run("tables", {"model": "tiny", "baseline": "none", "seed": 0}, metrics(0.25, 0.3)),
+        store.run("tables", {"model": "tiny", "baseline": "group_mean", "seed": 0}),
     ]
-    for run, correct in zip(runs, ([True] * 8, [True] * 8, [False] * 8), strict=True):
+    for run, correct in zip(runs, ([True] * 8, [True] * 8, [False] * 8), strict=False):
         store.table(run, completions(correct), "evaluation/val.parquet")
     return store
 
@@ -90,19 +91,38 @@ def test_markdown(table):
     lines = to_markdown(table).splitlines()
     assert lines[0] == "**Baselines** (arXiv 2602.10231)"
     rows = {line.split(" | ")[1]: line.strip("| ").split(" | ") for line in lines if line.startswith("| MATH500")}
-    assert rows["OCB"][:6] == ["MATH500 (val)", "OCB", "67.90 ± 1.04", "", "0.0297", ""]
-    assert rows["OCB"][6:10] == ["60.00 ± 10.00", "0.7500 ± 0.0000", "0.1000 ± 0.0000", "0.2000 ± 0.0000"]
-    assert rows["None"][6] == "25.00 ± 2.50" and rows["None"][-3:] == ["0.049", "1.000", "1.000"]
+    assert rows["OCB"][:6] == ["MATH500", "OCB", "67.90 ± 1.04", "", "0.0297", ""]
+    ours = ["arithmetic val", "60.00 ± 10.00", "0.7500 ± 0.0000", "0.1000 ± 0.0000", "0.2000 ± 0.0000"]
+    assert rows["OCB"][6:11] == ours  # what was measured is named, and is not the paper's set
+    assert rows["None"][7] == "25.00 ± 2.50" and rows["None"][-3:] == ["0.049", "1.000", "1.000"]
     assert lines[-1] == "- missing: RLCR on MATH500, tiny: no finished run; bae-train -m experiment=e"
 
 
 def test_latex(table):
     lines = to_latex(table).splitlines()
-    assert r"\begin{tabular}{llrrrrrrrrrrr}" in lines
-    assert r"\cmidrule(lr){3-6}\cmidrule(lr){7-13}" in lines
-    (row,) = (line for line in lines if line.startswith("MATH500 (val) & OCB"))
-    assert r"67.90 $\pm$ 1.04 &  & 0.0297 &  & 60.00 $\pm$ 10.00" in row and row.endswith(r"\\")
+    assert r"\begin{tabular}{llrrrrrrrrrrrr}" in lines
+    assert r"\cmidrule(lr){3-6}\cmidrule(lr){7-14}" in lines
+    (row,) = (line for line in lines if line.startswith("MATH500 & OCB"))
+    assert r"67.90 $\pm$ 1.04 &  & 0.0297 &  & arithmetic val & 60.00 $\pm$ 10.00" in row and row.endswith(r"\\")
     assert all(line.startswith("%") for line in lines[:3]) and lines[2].startswith("% missing: RLCR")
+
+
+def test_a_seed_without_auroc_leaves_the_table_whole(store):
+    """AUROC has no value where all answers are right, or all wrong."""
+    ocb = {"model": "tiny", "task": "arithmetic", "baseline": "ocb"}
+    for seed, auroc in enumerate((0.75, math.nan)):
+        store.run("half", ocb | {"seed": seed}, metrics(1.0, 0.1) | {"eval/val/auroc": auroc})
+    spec = SPEC | {"experiments": ["half"], "methods": {"OCB": {"baseline": "ocb"}}}
+    (line,) = (x for x in to_markdown(make_table(spec, evidence(store))).splitlines() if x.startswith("| MATH500"))
+    assert "| arithmetic val | 100.00 ± 0.00 | n/a | 0.1000 ± 0.0000 |" in line
+
+
+def test_what_was_finished_but_not_evaluated_is_named(made):
+    spec = SPEC | {"methods": {"OCB": {"baseline": "ocb"}, "Group Mean": {"baseline": "group_mean"}}}
+    (line,) = make_table(spec, evidence(made)).missing
+    assert line.startswith("Group Mean on MATH500, tiny: finished, but not evaluated on math500 or val: ")
+    run_id = line.rpartition("run=")[2].partition(" ")[0]
+    assert made.client.get_run(run_id).data.params["baseline"] == "group_mean"
 
 
 def test_a_table_without_runs(made):
@@ -119,8 +139,9 @@ def test_scaling_is_the_mean_over_seeds(made):
     figures, missing = drawn(made, "scaling")
     (line,) = figures["tiny"].axes[0].lines
     assert line.get_ydata() == pytest.approx([0.6, 0.8]) and line.get_label() == "Maj" and missing == []
-    missing = ["AIME, tiny: no evaluated run; bae-train -m experiment=e"]
-    assert drawn(made, "scaling", sets={"AIME": ["aime"]}) == ({}, missing)
+    none, (missing,) = drawn(made, "scaling", sets={"AIME": ["aime"]})
+    assert none == {} and missing.startswith("AIME, tiny: finished, but not evaluated on aime: ")
+    assert figures["tiny"].axes[0].get_title() == "tiny, arithmetic val"
 
 
 def test_reliability_pools_seeds(made):
@@ -129,7 +150,9 @@ def test_reliability_pools_seeds(made):
 
 
 def test_training_curves_name_methods_without_runs(made):
-    figures, missing = drawn(made, "training", metric="val/ece", methods={"OCB": {"baseline": "ocb"}, "X": {"a": 1}})
+    figures, missing = drawn(
+        made, "training", metric="val/ece", label="ECE", methods={"OCB": {"baseline": "ocb"}, "X": {"a": 1}}
+    )
     assert figures["tiny"].axes[0].lines[0].get_ydata() == pytest.approx([0.5, 0.25])
     assert missing == ["X: no finished run; bae-train -m experiment=e"]
 

@@ -280,7 +280,7 @@ def test_impossible_options_are_refused(wrong):
 
 def test_a_missing_vllm_is_one_sentence(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"pip install vllm.*make vllm"):
+    with pytest.raises(ImportError, match=r"pip install 'blockwise-advantage\[vllm\]'"):
         VllmEngine()
 
 

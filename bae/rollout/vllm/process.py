@@ -42,7 +42,9 @@ def forget_lost_groups() -> None:
 def require_vllm() -> None:
     """Raise ImportError with one sentence if vLLM is not installed."""
     if importlib.util.find_spec("vllm") is None:
-        raise ImportError("vLLM is not installed; on a GPU: pip install vllm, on a CPU: make vllm")
+        raise ImportError(
+            "vLLM is not installed; on a GPU: pip install 'blockwise-advantage[vllm]', on a CPU: docs/rollout.md"
+        )
 
 
 def configure_environment() -> None:
