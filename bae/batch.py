@@ -188,6 +188,7 @@ class Advantages:
             applied: for a refined objective the mean over the tokens of its block.
         weights: J factors of the objectives' advantages; needed only with refinements.
         block_of_objective: J numbers of blocks; needed only with refinements.
+        baselines: (N, J), what each reward was compared with, before any refinement; None if nobody needs it.
     """
 
     per_objective: Tensor
@@ -195,6 +196,7 @@ class Advantages:
     refinements: Sequence[Refinement] = ()
     weights: Sequence[float] = ()
     block_of_objective: Sequence[int] = ()
+    baselines: Tensor | None = None
 
 
 @dataclass(frozen=True)

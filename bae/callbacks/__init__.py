@@ -15,6 +15,7 @@ from bae.callbacks.evaluation import Evaluation
 from bae.callbacks.fidelity import Fidelity
 from bae.callbacks.held_out import HeldOut
 from bae.callbacks.interference import Interference
+from bae.callbacks.own_fidelity import OwnFidelity
 from bae.callbacks.progress import ProgressBar
 from bae.callbacks.skipped_steps import SkippedSteps
 from bae.callbacks.telemetry import Telemetry
@@ -34,6 +35,7 @@ __all__ = [
     "HeldOut",
     "Interference",
     "OwnDemonstrations",
+    "OwnFidelity",
     "ProgressBar",
     "Rollouts",
     "SkippedSteps",

@@ -116,6 +116,7 @@ class BlockwiseAdvantages(L.Callback):
                 refinements=self._refinements(trainer, batch, per_objective),
                 weights=[objective.weight for objective in self.scorer.objectives],
                 block_of_objective=self.scorer.block_of_objective,
+                baselines=baselines[mine],
             )
 
     def _baselines(self, trainer: L.Trainer, batch: RolloutBatch, table: ScoreTable, group: Tensor) -> Tensor:
