@@ -74,7 +74,9 @@ class OwnFidelity(L.Callback):
     ) -> None:
         at_least_one("own_fidelity", every=every)
         if rollouts < 2:
-            raise ValueError(f"callbacks.own_fidelity.rollouts={rollouts}: must be 2 or more, for their noise is needed")
+            raise ValueError(
+                f"callbacks.own_fidelity.rollouts={rollouts}: must be 2 or more, for their noise is needed"
+            )
         self.pipeline = pipeline
         self.baseline = baseline
         self.fallback_baseline = fallback_baseline
@@ -91,7 +93,9 @@ class OwnFidelity(L.Callback):
         except ValueError:
             self._leave_out(trainer, "no objective conditions on an outcome, so no baseline has a prefix to know")
         if pl_module.update.stepper.loop.is_sharded:
-            self._leave_out(trainer, "the strategy shards the weights, and ranks would sample different numbers of times")
+            self._leave_out(
+                trainer, "the strategy shards the weights, and ranks would sample different numbers of times"
+            )
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: RolloutBatch, batch_idx: int) -> None:
         if self.left_out or not due(batch.step + 1, self.every) or not _is_finite(batch):
@@ -159,9 +163,7 @@ class OwnFidelity(L.Callback):
         samples, scored = rows_of(*batch.require_rollouts(), rows)
         ranks = Ranks(trainer.global_rank, partial(gather_objects, trainer))
         expected = torch.full((len(used),), torch.nan)
-        expected[rows] = promised(
-            self.pipeline, samples, scored, j, self._candidates, self.micro_batch_tokens, ranks
-        )
+        expected[rows] = promised(self.pipeline, samples, scored, j, self._candidates, self.micro_batch_tokens, ranks)
         group = group_index(len(used), batch.group_size)
         view = reward_view(self.pipeline.scorer.objectives[j], j, table, group, expected=expected)
         return with_fallback(self.baseline, self.fallback_baseline, view)[0][rows]
@@ -179,8 +181,8 @@ class OwnFidelity(L.Callback):
 def agreement(parts: Sequence[_Prefixes]) -> dict[str, float]:
     """Return {metric: value} of the prefixes of all ranks; nothing if there are none.
 
-    The metrics are `rmse` and `bias` of all prefixes and, where outcomes are no more than right and wrong, `rmse_correct`
-    and `rmse_incorrect`.
+    The metrics are `rmse` and `bias` of all prefixes. Where outcomes are no more than right and wrong, there are
+    `rmse_correct` and `rmse_incorrect`, too.
     """
     reward, baseline, outcome, prompt, rollouts = (
         torch.cat([getattr(part, name) for part in parts])

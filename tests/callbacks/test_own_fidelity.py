@@ -92,9 +92,7 @@ def test_a_resumed_run_measures_the_same(run, watched, outputs):
     assert again["fidelity/own/rmse"] == {4: found["fidelity/own/rmse"][4]}
 
 
-@pytest.mark.parametrize(
-    "baseline", ["none", "batch_mean", "ocb_shrunk", "rao_blackwell", "all_action", "monte_carlo"]
-)
+@pytest.mark.parametrize("baseline", ["none", "batch_mean", "ocb_shrunk", "rao_blackwell", "all_action", "monte_carlo"])
 def test_every_baseline_has_an_error(run, baseline):
     _, found = run(f"baseline={baseline}", *EVERY, "steps=2")
     assert list(found["fidelity/own/rmse"]) == [2] and math.isfinite(found["fidelity/own/rmse"][2])
@@ -117,11 +115,15 @@ def test_an_engine_that_refuses_a_prefix_does_not_end_the_run(run, capsys, monke
     monkeypatch.setattr(own_fidelity, "resample", refuse)
     folder, found = run(*EVERY)
     assert found == {} and (folder / "policy").is_dir()
-    sentence = "fidelity/own/rmse is left out: the engine does not go on from a prefix: a prompt of 99 tokens is too long"
+    sentence = (
+        "fidelity/own/rmse is left out: the engine does not go on from a prefix: a prompt of 99 tokens is too long"
+    )
     assert capsys.readouterr().err.count(sentence) == 1
 
 
-@pytest.mark.parametrize(("option", "message"), [("every=0", "every=0: must be 1"), ("rollouts=1", "must be 2 or more")])
+@pytest.mark.parametrize(
+    ("option", "message"), [("every=0", "every=0: must be 1"), ("rollouts=1", "must be 2 or more")]
+)
 def test_settings_that_cannot_work(run, option, message):
     with pytest.raises(SystemExit, match=message):
         run(f"callbacks.own_fidelity.{option}")
