@@ -65,7 +65,7 @@ class SweepParent(Callback):
         logger, hydra = config.logger, config.hydra
         varied = swept(hydra)
         os.environ[SWEPT] = " ".join(varied)
-        command = shlex.join([f"bae-{hydra.job.config_name}", "-m", *hydra.overrides.task])
+        command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
         tags = tracking.source(command) | {sweep_page.VARIED: " ".join(varied)}
         try:
             parent = tracking.open_parent(

@@ -30,6 +30,7 @@ from bae.signals import Stopped, StopSignals
 
 if TYPE_CHECKING:
     import lightning as L
+    from hydra.conf import HydraConf
 
     from bae.report.run_page import Change
     from bae.rollout.pipeline import Pipeline
@@ -80,10 +81,8 @@ def fit(
             if beginning is None:
                 return None
             cfg, run_id, stopper = beginning.cfg, beginning.run_id, StopAtStepEnd(signals)
-            name, last = (
-                job_name(cfg.logger.run_name),
-                LambdaCallback(on_train_end=lambda trainer, _: describe(cfg, trainer)),
-            )
+            last = LambdaCallback(on_train_end=lambda trainer, _: describe(cfg, trainer))  # before the run is closed
+            name = job_name(cfg.logger.run_name)
             trainer, module, data = make_run(cfg, make_update, run_id, name, [stopper, last])
         if trainer.is_global_zero:
             signals.notice, signals.last_words = NOTICE, partial(leave, cfg, trainer, agreed=False)
@@ -149,7 +148,7 @@ def record(cfg: DictConfig, trainer: "L.Trainer", model: "CausalLM", is_new: boo
         composed = HydraConfig.get()
         given = composed.overrides.task
         logger.log_config(plain(cfg), parameters(cfg, composed.runtime.choices, given))
-        logger.set_tags(source(shlex.join([f"bae-{composed.job.config_name}", *given])))
+        logger.set_tags(source(shlex.join([f"bae-{composed.job.config_name}", *user_folders(composed), *given])))
     else:
         logger.set_status("RUNNING")  # it may be FINISHED or FAILED
     logger.set_tags(
@@ -175,6 +174,11 @@ def describe(cfg: DictConfig, trainer: "L.Trainer") -> None:
         logger.set_tags({NOTE: description(logger.log, cfg.steps, prefix, list(splits))})
 
 
+def user_folders(composed: "HydraConf") -> list[str]:
+    """Return the arguments by which the user added folders of configuration."""
+    return [f"--config-dir={s.path}" for s in composed.runtime.config_sources if s.provider == "command-line"]
+
+
 @contextmanager
 def ranks_of_one_job(cfg: DictConfig, checkpoint: Path | None) -> Iterator[None]:
     """Let further ranks train this job, and be gone after it.
@@ -195,8 +199,7 @@ def ranks_of_one_job(cfg: DictConfig, checkpoint: Path | None) -> Iterator[None]
     if is_auto:
         own = [f"resume={cfg.output_folder}"] if checkpoint else [o for o in own if o != f"resume={AUTO}"]
     if is_auto or composed.mode == RunMode.MULTIRUN:
-        folders = [f"--config-dir={s.path}" for s in composed.runtime.config_sources if s.provider == "command-line"]
-        sys.argv = [command[0], *folders, *own, f"output_folder={cfg.output_folder}"]
+        sys.argv = [command[0], *user_folders(composed), *own, f"output_folder={cfg.output_folder}"]
     try:
         yield
     finally:
@@ -214,7 +217,7 @@ def report(cfg: DictConfig, trainer: "L.Trainer") -> None:
     logger: Any = trainer.logger
     if cfg.callbacks.held_out:
         found = changes(logger.log, cfg.callbacks.held_out.prefix, cfg.steps)
-        print("\n".join(["", *lines_of(found, cfg.steps)]))
+        print("\n".join(["", *table_of(found, cfg.steps)]))
     print(f"\npolicy   {Path(cfg.output_folder) / 'policy'}")
     print(f"run      {logger.place}, experiment {cfg.logger.experiment}")
     if not logger.uri.startswith("http"):
@@ -222,7 +225,7 @@ def report(cfg: DictConfig, trainer: "L.Trainer") -> None:
     print(f"page     {logger.page}")
 
 
-def lines_of(found: "list[Change]", steps: int) -> list[str]:
+def table_of(found: "list[Change]", steps: int) -> list[str]:
     """Return what a run changed as a table for the terminal."""
     if not found:
         return [f"held-out problems: the log of this run has none of step 0, and none of step {steps}"]

@@ -9,6 +9,8 @@ from bae.report.run_log import RunLog
 
 HELD_OUT = ("accuracy", "attempt_2/accuracy", "ece", "auroc", "brier", "confidence", "malformed")
 """The metrics of held-out problems that are shown, in order."""
+BRIEF = ("accuracy", "ece", "brier", "auroc")
+"""The ones among them that are shown in one line."""
 RMSE = "fidelity/own/rmse"
 
 Change = tuple[str, float, float]
@@ -51,7 +53,7 @@ def description(log: RunLog, steps: int, prefix: str | None, splits: Sequence[st
         splits: that the run evaluates after its last step.
     """
     params, command = _logged(log)
-    parts = [_what(params, steps), f"`{command}`", _results(log, prefix, steps)]
+    parts = [_what(params, steps) + _in_short(log, prefix, steps), _results(log, prefix, steps), f"`{command}`"]
     parts += [_picture(log, splits[0])] if splits else []
     parts += [_places(splits), _commands(command, log.folder.absolute())]
     return "\n\n".join(part for part in parts if part)
@@ -79,8 +81,17 @@ def _what(params: Mapping[str, str], steps: int) -> str:
     if "group_size" in params:
         size += f", {params['group_size']} completions each"
     rest = [f"{key} {params[key]}" for key in ("lr", "optimizer", "strategy", "seed") if key in params]
-    model = params.get("model.path", params.get("model", ""))
+    model = params.get("model.path", "") if params.get("model") == "pretrained" else params.get("model", "")
     return f"**{method}** on **{params.get('task', '')}**, model `{model}`: {', '.join([size, *rest])}."
+
+
+def _in_short(log: RunLog, prefix: str | None, steps: int) -> str:
+    """Return what the run changed in one line, for MLflow shows three lines until one asks for more."""
+    found = changes(log, prefix, steps) if prefix else []
+    shown = [f"{n} {number(a)} → {number(b)}" for n, a, b in found if n in BRIEF and not math.isnan(b)]
+    measured = rmse(log)
+    shown += [f"RMSE {number(measured[1])}"] if measured else []
+    return f"\n\n**{' · '.join(shown)}**" if shown else ""
 
 
 def _results(log: RunLog, prefix: str | None, steps: int) -> str:
@@ -95,10 +106,10 @@ def _results(log: RunLog, prefix: str | None, steps: int) -> str:
 
 
 def _picture(log: RunLog, split: str) -> str:
-    """Return the reliability diagram, where the page can show it."""
-    run_id = log.sent().run_id
-    picture = f"evaluation/{split}_reliability.png"
-    return f"![reliability, {split}](get-artifact?path={picture}&run_uuid={run_id})" if run_id else ""
+    """Return the reliability diagram, once there is one that the page can show."""
+    run_id, picture = log.sent().run_id, f"evaluation/{split}_reliability.png"
+    there = run_id and (log.folder / picture).is_file()
+    return f"![reliability, {split}](get-artifact?path={picture}&run_uuid={run_id})" if there else ""
 
 
 def _places(splits: Sequence[str]) -> str:

@@ -66,9 +66,12 @@ def open_parent(
 
 
 def source(command: str) -> dict[str, str]:
-    """Return the tags by which MLflow shows where a run comes from; command: that started it."""
+    """Return the tags by which MLflow shows where a run comes from; command: that started it.
+
+    Of the source of a `LOCAL` run MLflow shows only what follows the last slash; that of a `JOB` is shown whole.
+    """
     commit = {"mlflow.source.git.commit": git_revision().removesuffix("-dirty")} if git_revision() != "unknown" else {}
-    return {"mlflow.source.name": command, "mlflow.source.type": "LOCAL", **commit}
+    return {"mlflow.source.name": command, "mlflow.source.type": "JOB", **commit}
 
 
 def join_sweep(tracking_uri: str, run_id: str) -> None:
