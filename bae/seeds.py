@@ -20,6 +20,7 @@ class Namespace(enum.IntEnum):
     FURTHER_PROBLEMS = 2**32 - 6  # problems outside the order of the steps
     DEMONSTRATIONS = 2**32 - 7  # what demonstrations of a warm start draw
     ROUNDING = 2**32 - 8  # optimisers that round weights at random
+    OWN_FIDELITY = 2**32 - 9  # fresh samples that measure the run's own baseline
 
 
 def key(seed: int, namespace: Namespace, *numbers: int) -> Key:

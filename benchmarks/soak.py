@@ -1,10 +1,10 @@
 """A long run in small: does anything grow? python benchmarks/soak.py [--steps 10000] [--figure]
 
-bae-train runs with all callbacks, the tiny policy at lr=0, which keeps its answers readable, and 2 completions a step. Every second this process
-reads in /proc what the run and its children (the verifier's workers) hold. docs/results/soak.csv has a row for each
-SPAN steps: resident memory in MiB, of the run and of all, file handles, milliseconds a step (the median over the span),
-MiB of MLflow's SQLite file and of the run's own log. Printed are the slopes per 1,000 steps, by least squares without
-the first tenth. --figure draws docs/results/soak.png from the CSV alone.
+bae-train runs with all callbacks, the tiny policy at lr=0, which keeps its answers readable, and 2 completions a step.
+Every second this process reads in /proc what the run and its children (the verifier's workers) hold.
+docs/results/soak.csv has a row for each SPAN steps: resident memory in MiB, of the run and of all, file handles,
+milliseconds a step (the median over the span), MiB of MLflow's SQLite file and of the run's own log. Printed are the
+slopes per 1,000 steps, by least squares without the first tenth. --figure draws docs/results/soak.png from the CSV.
 
 jobs: python benchmarks/soak.py --jobs 100 runs that many short jobs on one store, two at a time, and counts those that
 ended well and are whole in MLflow.

@@ -16,6 +16,7 @@ from bae.callbacks.evaluation import Evaluation
 from bae.callbacks.fidelity import Fidelity
 from bae.callbacks.held_out import HeldOut
 from bae.callbacks.interference import Interference
+from bae.callbacks.own_fidelity import OwnFidelity
 from bae.callbacks.pictures import Pictures
 from bae.callbacks.progress import Progress
 from bae.callbacks.skipped_steps import SkippedSteps
@@ -37,6 +38,7 @@ __all__ = [
     "HeldOut",
     "Interference",
     "OwnDemonstrations",
+    "OwnFidelity",
     "Pictures",
     "Progress",
     "Rollouts",

@@ -47,6 +47,8 @@ def begin(cfg: DictConfig, check: Callable[[DictConfig], None], held: ExitStack)
         UserError: if there is nothing to resume.
         ValueError: if another process works on the run.
     """
+    from bae.report.tracking import join_sweep
+
     if cfg.resume and cfg.resume != AUTO:
         folder = run_folder("resume", cfg.resume, cfg.logger.tracking_uri)
         given = HydraConfig.get().overrides.task
@@ -58,6 +60,7 @@ def begin(cfg: DictConfig, check: Callable[[DictConfig], None], held: ExitStack)
     if cfg.resume and (found := newest_unfinished(cfg, held)):
         return found
     if cfg.skip_finished and (finished := find_finished(cfg)):
+        join_sweep(cfg.logger.tracking_uri, finished)
         print(f"done before: run {finished} in {cfg.logger.tracking_uri}; skip_finished=false does it again")
         return None
     make_absolute(cfg)

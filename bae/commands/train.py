@@ -6,13 +6,14 @@ verifier, which import the main module again, start light.
 
 import math
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -20,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from bae.commands import cli, schema
 from bae.commands.build import CONFIG_FILE, make, make_run, plain
+from bae.commands.parameters import parameters
 from bae.commands.preview import preview
 from bae.commands.resuming import AUTO, begin, settings
 from bae.commands.stopping import NOTICE, leave, no_room
@@ -29,8 +31,9 @@ from bae.signals import Stopped, StopSignals
 
 if TYPE_CHECKING:
     import lightning as L
+    from hydra.conf import HydraConf
 
-    from bae.report.run_log import RunLog
+    from bae.report.run_page import Change
     from bae.rollout.pipeline import Pipeline
     from bae.training.causal_lm import CausalLM
     from bae.training.module import Trains
@@ -72,6 +75,8 @@ def fit(
     Returns:
         The output folder of the run; None if the run was done before, or in a process that is not the first.
     """
+    from lightning.pytorch.callbacks import LambdaCallback
+
     from bae.callbacks.stopping import StopAtStepEnd
 
     with StopSignals() as signals, ExitStack() as held:
@@ -81,13 +86,15 @@ def fit(
             if beginning is None:
                 return None
             cfg, run_id, stopper = beginning.cfg, beginning.run_id, StopAtStepEnd(signals)
-            trainer, module, data = make_run(cfg, make_update, run_id, job_name(cfg.logger.run_name), [stopper])
+            last = LambdaCallback(on_train_end=lambda trainer, _: describe(cfg, trainer))  # before the run is closed
+            name = job_name(cfg.logger.run_name)
+            trainer, module, data = make_run(cfg, make_update, run_id, name, [stopper, last])
         if trainer.is_global_zero:
             signals.notice, signals.last_words = NOTICE, partial(leave, cfg, trainer, agreed=False)
         signals.within = cfg.stop_within
         try:
             if trainer.is_global_zero:
-                record(cfg, trainer.logger, module.model, is_new=beginning.checkpoint is None)
+                record(cfg, trainer, module.model, is_new=beginning.checkpoint is None)
             with ranks_of_one_job(cfg, beginning.checkpoint):
                 trainer.fit(module, data, ckpt_path=beginning.checkpoint, weights_only=True)
         except Stopped as stop:
@@ -135,14 +142,18 @@ def check_run(cfg: DictConfig, keys: type[schema.RunSchema]) -> None:
             raise cli.UserError(f"{key}={cfg[key]}: must not be negative")
 
 
-def record(cfg: DictConfig, logger: Any, model: "CausalLM", is_new: bool) -> None:
+def record(cfg: DictConfig, trainer: "L.Trainer", model: "CausalLM", is_new: bool) -> None:
     """Write down what is run: in the output folder and in MLflow."""
-    folder = Path(cfg.output_folder)
+    from bae.report.tracking import source
+
+    folder, logger = Path(cfg.output_folder), cast(Any, trainer.logger)
     if is_new:
         write_atomically(folder / CONFIG_FILE, OmegaConf.to_yaml(cfg))
         logger.begin()
-        choices = HydraConfig.get().runtime.choices.items()
-        logger.log_config(plain(cfg), {group: option for group, option in choices if not {"/", "@"} & set(group)})
+        composed = HydraConfig.get()
+        given = composed.overrides.task
+        logger.log_config(plain(cfg), parameters(cfg, composed.runtime.choices, given))
+        logger.set_tags(source(shlex.join([f"bae-{composed.job.config_name}", *user_folders(composed), *given])))
     else:
         logger.set_status("RUNNING")  # it may be FINISHED or FAILED
     logger.set_tags(
@@ -153,6 +164,24 @@ def record(cfg: DictConfig, logger: Any, model: "CausalLM", is_new: bool) -> Non
             "dtype": str(model.dtype).removeprefix("torch."),
         }
     )
+    describe(cfg, trainer)
+
+
+def describe(cfg: DictConfig, trainer: "L.Trainer") -> None:
+    """Write what is known of the run so far on its page in MLflow."""
+    from bae.report.run_page import description
+    from bae.report.tracking import NOTE
+
+    if trainer.is_global_zero:
+        logger: Any = trainer.logger
+        held_out, evaluation = cfg.callbacks.get("held_out"), cfg.callbacks.get("evaluation")
+        prefix, splits = held_out and held_out.prefix, evaluation.splits if evaluation else ()
+        logger.set_tags({NOTE: description(logger.log, cfg.steps, prefix, list(splits))})
+
+
+def user_folders(composed: "HydraConf") -> list[str]:
+    """Return the arguments by which the user added folders of configuration."""
+    return [f"--config-dir={s.path}" for s in composed.runtime.config_sources if s.provider == "command-line"]
 
 
 @contextmanager
@@ -175,8 +204,7 @@ def ranks_of_one_job(cfg: DictConfig, checkpoint: Path | None) -> Iterator[None]
     if is_auto:
         own = [f"resume={cfg.output_folder}"] if checkpoint else [o for o in own if o != f"resume={AUTO}"]
     if is_auto or composed.mode == RunMode.MULTIRUN:
-        folders = [f"--config-dir={s.path}" for s in composed.runtime.config_sources if s.provider == "command-line"]
-        sys.argv = [command[0], *folders, *own, f"output_folder={cfg.output_folder}"]
+        sys.argv = [command[0], *user_folders(composed), *own, f"output_folder={cfg.output_folder}"]
     try:
         yield
     finally:
@@ -189,31 +217,29 @@ def ranks_of_one_job(cfg: DictConfig, checkpoint: Path | None) -> Iterator[None]
 
 def report(cfg: DictConfig, trainer: "L.Trainer") -> None:
     """Print what the run changed on held-out problems, where it is, and the command that opens it."""
+    from bae.report.run_page import changes
+
     logger: Any = trainer.logger
     if cfg.callbacks.held_out:
-        print("\n".join(["", *changes(logger.log, cfg.callbacks.held_out.prefix, cfg.steps)]))
+        found = changes(logger.log, cfg.callbacks.held_out.prefix, cfg.steps)
+        print("\n".join(["", *table_of(found, cfg.steps)]))
     folder = Path(cfg.output_folder)
     print(f"\npolicy   {folder / 'policy'}")
     if cfg.callbacks.get("pictures"):
         print(f"pictures {folder / 'pictures'}: {' '.join(sorted(p.name for p in folder.glob('pictures/*.png')))}")
     print(f"run      {logger.place}, experiment {cfg.logger.experiment}")
-    print(f"open it  {Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri {logger.uri}")
+    if not logger.uri.startswith("http"):
+        print(f"open it  {Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri {logger.uri}")
+    print(f"page     {logger.page}")
 
 
-def changes(log: "RunLog", prefix: str, steps: int) -> list[str]:
-    """Return a table of held-out metrics before the first step and after step `steps`, and of no other step.
-
-    It is read from the log of the run, which has everything, whether the store has it or not.
-    """
-    held_out = log.history(f"{prefix}/")
-    rows = []
-    for name in ("accuracy", "attempt_2/accuracy", "ece", "auroc", "brier", "confidence", "malformed"):
-        values = held_out.get(f"{prefix}/{name}", {})
-        pair = [values.get(step, math.nan) for step in (0, steps)]
-        if not all(map(math.isnan, pair)):  # the format has such a thing
-            rows.append(f"{name:<20}" + "".join(f"{'-' if math.isnan(v) else f'{v:.3f}':>10}" for v in pair))
-    if not rows:
+def table_of(found: "list[Change]", steps: int) -> list[str]:
+    """Return what a run changed as a table for the terminal."""
+    if not found:
         return [f"held-out problems: the log of this run has none of step 0, and none of step {steps}"]
+    from bae.report.run_page import number
+
+    rows = [f"{name:<20}{number(before):>10}{number(after):>10}" for name, before, after in found]
     return [f"{'held-out problems':<20}{'before':>10}{'after':>10}", *rows]
 
 

@@ -172,6 +172,30 @@ def error_distributions(
     return figure
 
 
+def comparison(values: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
+    """Draw metrics of several settings side by side: a dot for each run, the mean, and its standard error over runs.
+
+    Args:
+        values: {label of a metric: {setting: values, one for each run}}, one panel for each metric; NaN is left out.
+    """
+    names = list(dict.fromkeys(name for settings in values.values() for name in settings))
+    figure, panels = make_panels(len(values), rows=1, height=0.7 + 0.28 * len(names))
+    for (title, settings), panel in zip(values.items(), panels[0], strict=True):
+        for y, name in enumerate(names):
+            runs = np.asarray(settings.get(name, ()), dtype=float)
+            runs = runs[~np.isnan(runs)]
+            colour = COLOURS[y % len(COLOURS)]
+            panel.scatter(runs, np.full(len(runs), y), s=6, color=colour, alpha=0.4, linewidth=0)
+            if len(runs):
+                error = runs.std(ddof=1) / np.sqrt(len(runs)) if len(runs) > 1 else 0.0
+                panel.errorbar(runs.mean(), y, xerr=error, fmt=MARKERS[y % len(MARKERS)], color=colour, markersize=4)
+        panel.set_title(title)
+        panel.set_ylim(len(names) - 0.5, -0.5)
+        panel.set_yticks([])
+    panels[0][0].set_yticks(range(len(names)), names)
+    return figure
+
+
 def _draw_violin(panel: Axes, x: int, sample: np.ndarray, limit: float) -> None:
     """Draw the density of a sample at x. `limit` is the end of the vertical axis."""
     colour = COLOURS[x % len(COLOURS)]

@@ -114,7 +114,7 @@ class Study:
         view = self._view(groups, j)
         assert view.correct is not None and view.expected is not None
         keep = groups.scored.present[again.rows, j]
-        rows, drawn = again.rows[keep], _filled(again.rewards(j)[keep])
+        rows, drawn = again.rows[keep], fill_absent(again.rewards(j)[keep])
         rescored = torch.full((len(view.reward), 2), torch.nan) if view.rescored is None else view.rescored
         return pandas.DataFrame(
             {
@@ -141,12 +141,7 @@ class Study:
 
     def _expected(self, groups: _Groups, j: int) -> Tensor:
         """Return (N,): the reward that the policy's own distribution promises, NaN where it is not known."""
-        scorer, temperature = self.pipeline.scorer, self.pipeline.temperature
-        if scorer.objectives[j].score is None:
-            return torch.full((len(groups.scored.completions),), torch.nan)
-        decisions = number_decisions(groups.scored, scorer, j, self._candidates)
-        model = self.pipeline.policy.model
-        return expected_reward(model, groups.samples, decisions, temperature, self.micro_batch_tokens)
+        return promised(self.pipeline, groups.samples, groups.scored, j, self._candidates, self.micro_batch_tokens)
 
     @cached_property
     def _candidates(self) -> Candidates:
@@ -177,7 +172,32 @@ class Study:
         }
 
 
-def _filled(rewards: Tensor) -> Tensor:
+def promised(
+    pipeline: Pipeline,
+    samples: SampledTokens,
+    scored: Scored,
+    j: int,
+    candidates: Candidates,
+    micro_batch_tokens: int,
+    ranks: Ranks | None = None,
+) -> Tensor:
+    """Return (N,): the reward of objective j that the policy's own distribution promises, NaN where it is not known.
+
+    Args:
+        pipeline: the policy and the objectives.
+        samples, scored: N completions.
+        j: the number of the objective. Without a score of a stated number nothing is known.
+        candidates: the tokens by which a stated number can go on or end.
+        micro_batch_tokens: tokens of a forward pass.
+        ranks: all ranks, if the completions are shared out among them. All call this together.
+    """
+    if pipeline.scorer.objectives[j].score is None:
+        return torch.full((len(scored.completions),), torch.nan)
+    decisions = number_decisions(scored, pipeline.scorer, j, candidates, ranks)
+    return expected_reward(pipeline.policy.model, samples, decisions, pipeline.temperature, micro_batch_tokens)
+
+
+def fill_absent(rewards: Tensor) -> Tensor:
     """Give samples that do not count the mean of their prefix's others; (R, M), NaN for samples that do not count.
 
     These are malformed ones under `malformed: mask`.

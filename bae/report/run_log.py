@@ -4,7 +4,7 @@ The file is a write-ahead log: lines of JSON that are only ever appended. It is 
 not have yet. Beside it stands how far the store has it, so a queue of any length takes no memory.
 
     <folder>/tracking/log.jsonl    an entry a line: {"kind": …, "time": ms, …}
-    <folder>/tracking/sent.json    {"offset": bytes that the store has, "run_id": the run in the store}
+    <folder>/tracking/sent.json    {"offset": bytes that the store has, "run_id": …, "experiment_id": …}
     <folder>/tracking/lock         held by the one process that sends
 
 Kinds: `run` begins a run, `metrics` are of steps, `results` of an evaluation; `params`, `tags`, `dict` (a small file),
@@ -32,10 +32,11 @@ Entry = dict[str, Any]
 
 @dataclass(frozen=True)
 class Sent:
-    """Tell how far a store has a log: the bytes that it has, and its id of the run."""
+    """Tell how far a store has a log: the bytes that it has, and its ids of the run and of the experiment."""
 
     offset: int = 0
     run_id: str | None = None
+    experiment_id: str | None = None
 
 
 class RunLog:

@@ -19,6 +19,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 
 from filelock import FileLock, Timeout
@@ -83,7 +84,7 @@ class Shipper:
             return False
         self.log.sync()  # what the store has, the disk has: else it would be logged again, with another time
         self._deliver(entries)
-        self.sent = Sent(end, self.sent.run_id)
+        self.sent = replace(self.sent, offset=end)
         self.log.mark_sent(self.sent)
         return True
 
@@ -145,7 +146,7 @@ class Shipper:
             made = self._client.create_run(experiment_id, entry["time"], tags, entry["name"])
             run_id = str(made.info.run_id)
         write_atomically(self.log.folder / RUN_FILE, run_id)
-        self.sent = Sent(self.sent.offset, run_id)
+        self.sent = Sent(self.sent.offset, run_id, experiment_id)
 
     def _params(self, entry: Entry) -> None:
         params = [Param(key, value) for key, value in entry["values"].items()]

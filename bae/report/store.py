@@ -12,6 +12,10 @@ from bae.report.credentials import refuse_credentials
 
 SQLITE = "sqlite:///"
 """The beginning of the URI of a store in an SQLite file."""
+LOCAL = "http://127.0.0.1:5000"
+"""Where `mlflow ui` answers, unless it is told otherwise."""
+KIND = {"mlflow.experimentKind": "custom_model_development"}
+"""The tag by which MLflow knows that an experiment trains models."""
 
 
 class StoreError(ValueError):
@@ -62,7 +66,19 @@ def prepare_store(tracking_uri: str, experiment: str, artifacts: str | None) -> 
         if found:
             return str(found.experiment_id)
         local = Path(artifacts).absolute().as_uri() if artifacts and tracking_uri.startswith(SQLITE) else None
-        return str(client.create_experiment(experiment, local))
+        return str(client.create_experiment(experiment, local, tags=KIND))
+
+
+def page(tracking_uri: str, experiment_id: str | None = None, run_id: str | None = None) -> str:
+    """Return the address of a run's page, of its experiment's runs, or of the list of experiments.
+
+    MLflow opens its pages for language-model applications unless the address says otherwise. For SQLite it is the
+    address at which `mlflow ui` answers by default.
+    """
+    server = tracking_uri.rstrip("/") if tracking_uri.startswith("http") else LOCAL
+    place = f"/{experiment_id}/runs" if experiment_id else ""
+    place += f"/{run_id}" if experiment_id and run_id else ""
+    return f"{server}/#/experiments{place}?workflowType=machine_learning"
 
 
 def absolute(tracking_uri: str) -> str:

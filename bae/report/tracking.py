@@ -13,18 +13,24 @@ from typing import Any
 import pandas
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
-from mlflow.entities import Run
+from mlflow.entities import Run, RunTag
 
 from bae.evaluation.voting import metric_name
 from bae.files import write_atomically
 from bae.report.credentials import refuse_credentials
 from bae.report.run_log import RunLog, Sent
 from bae.report.shipping import Shipper, Worker, tell
-from bae.report.store import NotInStore, StoreError, absolute, answering, connect, prepare_store, store
+from bae.report.store import NotInStore, StoreError, absolute, answering, connect, page, prepare_store, store
 
 PARENT_RUN = "BAE_PARENT_RUN"
 """The environment variable by which a sweep tells the id of its own run to its jobs, in any process."""
 
+SWEEP = "sweep"
+"""The tag of a parent run by which the same sweep finds it again."""
+MEMBER = "member"
+"""The value of the tag `sweep.<parent>` of a run that a sweep skipped, because it was done before."""
+NOTE = "mlflow.note.content"
+"""The tag that MLflow shows as the description of a run, in Markdown."""
 PARAM_LIMIT = 500
 """The most characters of a parameter that are logged."""
 FAILURE_WAIT = 10.0
@@ -35,16 +41,44 @@ PACKAGES = ("blockwise-advantage", "torch", "transformers", "lightning", "mlflow
 """The packages whose versions are logged."""
 
 
-def open_parent(tracking_uri: str, experiment: str, artifacts: str | None, name: str) -> str:
-    """Start the run under which the runs of a sweep are listed, and return its id.
+def open_parent(
+    tracking_uri: str, experiment: str, artifacts: str | None, name: str, sweep: str, tags: Mapping[str, str]
+) -> str:
+    """Start the run under which the runs of a sweep are listed, or go on with that of the same sweep; return its id.
 
     Args:
         tracking_uri, experiment, artifacts: see prepare_store.
         name: of the run.
+        sweep: a digest of what the sweep runs.
+        tags: of the run.
     """
     with answering(tracking_uri):
         experiment_id = prepare_store(tracking_uri, experiment, artifacts)
-        return str(connect(tracking_uri).create_run(experiment_id, run_name=name).info.run_id)
+        client = connect(tracking_uri)
+        found = client.search_runs([experiment_id], f"tags.{SWEEP} = '{sweep}'", max_results=1)
+        if found:
+            run_id = str(found[0].info.run_id)
+            client.update_run(run_id, status="RUNNING", name=name)
+        else:
+            run_id = str(client.create_run(experiment_id, run_name=name).info.run_id)
+        client.log_batch(run_id, tags=[RunTag(key, value) for key, value in {**tags, SWEEP: sweep}.items()])
+        return run_id
+
+
+def source(command: str) -> dict[str, str]:
+    """Return the tags by which MLflow shows where a run comes from; command: that started it.
+
+    Of the source of a `LOCAL` run MLflow shows only what follows the last slash; that of a `JOB` is shown whole.
+    """
+    commit = {"mlflow.source.git.commit": git_revision().removesuffix("-dirty")} if git_revision() != "unknown" else {}
+    return {"mlflow.source.name": command, "mlflow.source.type": "JOB", **commit}
+
+
+def join_sweep(tracking_uri: str, run_id: str) -> None:
+    """List a run that was done before in the sweep of this process, if it runs one."""
+    if parent := os.environ.get(PARENT_RUN):
+        with answering(tracking_uri):
+            connect(tracking_uri).set_tag(run_id, f"{SWEEP}.{parent}", MEMBER)
 
 
 class MLflowRun(Logger):
@@ -108,6 +142,12 @@ class MLflowRun(Logger):
         """Return in words where the run is."""
         return f"{self.run_id} in {self.uri}" if self.run_id else f"not in {self.uri} yet"
 
+    @property
+    def page(self) -> str:
+        """Return the address of the run's page, or of the list of experiments if the store has not made it yet."""
+        sent = self.log.sent()
+        return page(self.uri, sent.experiment_id, sent.run_id)
+
     def begin(self) -> None:
         """Begin a run. It is made in the store as soon as that answers."""
         parent = {"mlflow.parentRunId": os.environ[PARENT_RUN]} if os.environ.get(PARENT_RUN) else {}
@@ -132,17 +172,15 @@ class MLflowRun(Logger):
         """Do nothing: log_config logs the whole configuration."""
 
     @rank_zero_only
-    def log_config(self, config: Mapping[str, Any], choices: Mapping[str, str]) -> None:
-        """Log the configuration as config.yaml, and flattened as parameters.
+    def log_config(self, config: Mapping[str, Any], params: Mapping[str, str]) -> None:
+        """Log the configuration as config.yaml, and what of it people compare runs by as parameters.
 
         Args:
-            config: resolved, without interpolations. Parameters are cut to 500 characters, and None is left out.
-            choices: {config group: option}, logged as parameters too.
+            config: resolved, without interpolations.
+            params: {parameter: value}. Values are cut to 500 characters.
         """
-        flat = {**_flatten(config), **choices}
-        params = {key: str(value)[:PARAM_LIMIT] for key, value in flat.items() if value is not None}
         with self._logging():
-            self.log.append("params", values=params)
+            self.log.append("params", values={key: value[:PARAM_LIMIT] for key, value in params.items()})
             self.log.append("dict", value=dict(config), to="config.yaml")
 
     @rank_zero_only
@@ -341,15 +379,6 @@ def search(tracking_uri: str, experiments: Sequence[str], filter_string: str) ->
 def history(tracking_uri: str, run_id: str, metric: str) -> dict[int, float]:
     """Return {step: value} of one metric of a run."""
     return {m.step: m.value for m in connect(tracking_uri).get_metric_history(run_id, metric)}
-
-
-def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten nested mappings: {a: {b: 1}} becomes {"a.b": 1}."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        name = f"{prefix}{key}"
-        flat |= _flatten(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
-    return flat
 
 
 def git_revision() -> str:
