@@ -3,6 +3,7 @@
 import ctypes
 import os
 import sys
+from pathlib import Path
 
 ENVIRONMENT = {
     # OpenMP's threads spin for as long as they like while they wait for each other. With another busy process on the
@@ -16,6 +17,11 @@ ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
 }
+
+
+def program() -> str:
+    """Return the name of this command, with which its messages begin."""
+    return Path(sys.argv[0]).name
 
 
 def prepare() -> None:

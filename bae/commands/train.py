@@ -9,7 +9,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +17,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from bae.commands import cli, schema
+from bae.commands import cli
 from bae.commands.build import CONFIG_FILE, make, make_run, plain
+from bae.commands.checks import check_train
 from bae.commands.resuming import AUTO, begin, settings
 from bae.commands.stopping import NOTICE, leave, no_room
 from bae.commands.sweep import job_name
@@ -41,9 +41,9 @@ def main() -> None:
     cli.run(train, "train")
 
 
-def train(cfg: DictConfig) -> None:
-    """Train one run by blockwise advantages."""
-    fit(cfg, check, blockwise_update)
+def train(cfg: DictConfig) -> Path | None:
+    """Train one run by blockwise advantages, and return its folder; None if it was done before."""
+    return fit(cfg, check_train, blockwise_update)
 
 
 def blockwise_update(cfg: DictConfig, pipeline: "Pipeline") -> "Update":
@@ -68,6 +68,7 @@ def fit(
     Returns:
         The output folder of the run; None if the run was done before, or in a process that is not the first.
     """
+    from bae.callbacks.malformed import MalformedStart
     from bae.callbacks.stopping import StopAtStepEnd
 
     with StopSignals() as signals, ExitStack() as held:
@@ -76,7 +77,8 @@ def fit(
             if beginning is None:
                 return None
             cfg, run_id, stopper = beginning.cfg, beginning.run_id, StopAtStepEnd(signals)
-            trainer, module, data = make_run(cfg, make_update, run_id, job_name(cfg.logger.run_name), [stopper])
+            more = [MalformedStart(), stopper]
+            trainer, module, data = make_run(cfg, make_update, run_id, job_name(cfg.logger.run_name), more)
         if trainer.is_global_zero:
             signals.notice, signals.last_words = NOTICE, partial(leave, cfg, trainer, agreed=False)
         signals.within = cfg.stop_within
@@ -95,39 +97,6 @@ def fit(
             return None
         report(cfg, trainer)
         return Path(cfg.output_folder)
-
-
-def check(cfg: DictConfig) -> None:
-    """Refuse sizes that cannot work, before anything is built. Raises UserError.
-
-    What a part needs of its own options, and of other parts, it checks itself when it is built.
-    """
-    check_run(cfg, schema.TrainSchema)
-    if cfg.group_size <= 0:
-        raise cli.UserError(f"group_size={cfg.group_size}: must be above 0")
-    completions = cfg.prompts_per_step * cfg.group_size
-    if cfg.training.optimizer_steps > 0 and completions % cfg.training.optimizer_steps:
-        raise cli.UserError(
-            f"training.optimizer_steps={cfg.training.optimizer_steps} does not divide the {completions} completions "
-            "of a step (prompts_per_step * group_size); choose a divisor"
-        )
-
-
-def check_run(cfg: DictConfig, keys: type[schema.RunSchema]) -> None:
-    """Refuse sizes that no command can train with, and keys that nothing reads. Raises UserError."""
-    unread = sorted({str(key) for key in cfg} - {f.name for f in fields(keys)})
-    unread += sorted(f"objectives.{key}" for key in cfg.objectives if key not in schema.OBJECTIVES)
-    if unread:
-        raise cli.UserError(f"{unread[0]}: nothing reads this key; remove it")
-    for key in ("lr", "temperature"):
-        if not math.isfinite(cfg[key]):
-            raise cli.UserError(f"{key}={cfg[key]}: must be finite")
-    for key in ("steps", "prompts_per_step", "max_new_tokens", "temperature"):
-        if cfg[key] <= 0:
-            raise cli.UserError(f"{key}={cfg[key]}: must be above 0")
-    for key in ("lr", "seed"):
-        if cfg[key] < 0:
-            raise cli.UserError(f"{key}={cfg[key]}: must not be negative")
 
 
 def record(cfg: DictConfig, logger: Any, model: "CausalLM", is_new: bool) -> None:

@@ -27,7 +27,8 @@ from tqdm import tqdm
 
 from bae.batch import Completion
 from bae.evaluation.bootstrap import Pairs
-from bae.tasks.dataset import Unreadable, read_table, readable_rows
+from bae.tasks.dataset import Unreadable, readable_rows
+from bae.tasks.tables import read_table
 from bae.text.blocks import read_section
 from bae.text.number import parse_confidence
 from bae.text.verdict import Verdict
@@ -98,7 +99,7 @@ def read_completions(
     """Read completions that someone else generated, and verify their answers.
 
     Args:
-        file: a file or hub dataset, as `bae.tasks.dataset.read_table` takes it.
+        file: a file or hub dataset, as `bae.tasks.tables.read_table` takes it.
         names: {our column: the file's column} for `text`, `reference` and, if the file has them, `question` and
             `model`. Rows with the same question are samples of one prompt.
         tags: the words of the tags of the `answer` and the `confidence` section. A section counts if its tags appear
