@@ -234,7 +234,10 @@ def explain(error: Exception) -> str:
     )
     if missing:
         options = [o for o in missing[3].split() if not o.startswith("_")]
-        return f"{missing[1].replace('/', '=', 1)}: no such option; {missing[2]} has {', '.join(options)}"
+        group = missing[2] if missing[2].startswith("hydra/") else missing[2].partition("/")[0]
+        chosen = missing[1].removeprefix(f"{group}/")
+        plugin = f"; others are packages, such as hydra-{chosen}-launcher" if group == "hydra/launcher" else ""
+        return f"{group}={chosen}: no such option; {missing[2]} has {', '.join(options)}{plugin}"
     return " ".join(text.split())
 
 

@@ -60,15 +60,15 @@ def rows(out):
 
 def test_no_job_ends_the_others(train, crash_at, capsys):  # noqa: F811
     crash_at(1, raises)
-    sweep = ["seed=0,1", "group_size=0,4", "steps=1", *PLAIN, "-m"]
+    sweep = ["seed=0,1", "steps=0,1", *PLAIN, "-m"]
     with pytest.raises(SystemExit) as stopped:
         train(*sweep)
     assert re.search(r"3 of the jobs failed; .* skip_finished=true, which skips what is done", str(stopped.value))
     out, error = capsys.readouterr()
     table = rows(out)
-    assert table["seed=0 group_size=0"] == ("failed", "group_size=0: must be above 0")
-    assert table["seed=1 group_size=4"] == ("failed", "RuntimeError: two lines")
-    assert table["seed=0 group_size=4"][0] == "done" and Path(table["seed=0 group_size=4"][1]).is_dir()
+    assert table["seed=0 steps=0"] == ("failed", "steps=0: must be above 0")
+    assert table["seed=1 steps=1"] == ("failed", "RuntimeError: two lines")
+    assert table["seed=0 steps=1"][0] == "done" and Path(table["seed=0 steps=1"][1]).is_dir()
     assert "4 jobs: 1 done, 3 failed" in out
     assert error.count("Traceback") == 1  # for what nobody foresaw
     parent, *jobs = runs()
@@ -106,8 +106,8 @@ def test_a_job_is_known_by_its_overrides(tmp_path):
 @pytest.mark.parametrize("how", ["exit", "kill"])
 def test_a_killed_process_of_joblib_ends_its_own_job_alone(tmp_path, monkeypatch, how):
     (tmp_path / "my_kill.py").write_text(KILLS.replace("HOW", repr(how)))
-    sweep = ["seed=0,1,2", "group_size=0,4", "steps=3", *PLAIN, "callbacks.telemetry._target_=my_kill.Killing"]
-    command = [sys.executable, "-m", "bae.commands.train", *[o for o in SMALL if "group_size" not in o], *sweep, "-m",
+    sweep = ["seed=0,1,2", "steps=0,3", *PLAIN, "callbacks.telemetry._target_=my_kill.Killing"]
+    command = [sys.executable, "-m", "bae.commands.train", *SMALL, *sweep, "-m",
                "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{tmp_path}"}
     ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
@@ -118,7 +118,7 @@ def test_a_killed_process_of_joblib_ends_its_own_job_alone(tmp_path, monkeypatch
         f"seed={s} group_size={g}": "failed" if g == 0 or s == 2 else "done" for s in range(3) for g in (0, 4)
     }
     words = "its process ended with exit code 9" if how == "exit" else "its process was killed by SIGKILL"
-    assert words in table["seed=2 group_size=4"][1]
+    assert words in table["seed=2 steps=3"][1]
     monkeypatch.chdir(tmp_path)
     parent, *jobs = runs()
     assert parent.info.status == "FAILED"

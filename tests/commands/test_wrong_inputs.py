@@ -58,7 +58,10 @@ def sentences(monkeypatch):
         (["model.prompt_template=hello"], "model.prompt_template='hello': the policy would never see a question"),
         (["+objectives.examples=[{question: q, completion: c}]"], "objectives.examples are turns of a chat"),
         (["max_new_tokens=256"], "max_new_tokens=256: with the prompt of problem train/.* use max_new_tokens=2.. or"),
-        (["hydra/launcher=no_such", "seed=0,1", "-m"], "hydra/launcher=no_such: no such option.*basic"),
+        (
+            ["hydra/launcher=no_such", "seed=0,1", "-m"],
+            "hydra/launcher=no_such: no such option.*basic.*; others are packages, such as hydra-no_such-launcher",
+        ),
         (["name=a(b"], r"name=a\(b: it cannot be read as key=value"),
         (["resume=/no/such:run"], "resume=/no/such:run: neither an output folder nor a run"),
         (['resume="/no/such run"'], "resume=/no/such run: neither an output folder nor a run"),
