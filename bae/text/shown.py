@@ -6,4 +6,4 @@ SHOWN = 300
 
 def shorten(text: str, shown: int = SHOWN) -> str:
     """Return the beginning of a text in quotes. What is no printable sign is escaped, so no terminal acts on it."""
-    return repr(text) if len(text) <= shown else f"{text[:shown]!r} …"
+    return repr(text) if len(text) <= shown else f"{text[:shown]!r}…"

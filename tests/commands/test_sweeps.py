@@ -107,8 +107,8 @@ def test_a_job_is_known_by_its_overrides(tmp_path):
 def test_a_killed_process_of_joblib_ends_its_own_job_alone(tmp_path, monkeypatch, how):
     (tmp_path / "my_kill.py").write_text(KILLS.replace("HOW", repr(how)))
     sweep = ["seed=0,1,2", "steps=0,3", *PLAIN, "callbacks.telemetry._target_=my_kill.Killing"]
-    command = [sys.executable, "-m", "bae.commands.train", *SMALL, *sweep, "-m",
-               "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]  # fmt: skip
+    command = [sys.executable, "-m", "bae.commands.train", *SMALL, *sweep,
+               "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "-m"]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{tmp_path}"}
     ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     table = rows(ended.stdout)

@@ -60,7 +60,7 @@ def sentences(monkeypatch):
         (["max_new_tokens=256"], "max_new_tokens=256: with the prompt of problem train/.* use max_new_tokens=2.. or"),
         (
             ["hydra/launcher=no_such", "seed=0,1", "-m"],
-            "hydra/launcher=no_such: no such option.*basic.*; others are packages, such as hydra-no_such-launcher",
+            "hydra/launcher=no_such: no such option.*such as hydra-no_such-launcher",
         ),
         (["name=a(b"], r"name=a\(b: it cannot be read as key=value"),
         (["resume=/no/such:run"], "resume=/no/such:run: neither an output folder nor a run"),
