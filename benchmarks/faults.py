@@ -60,6 +60,7 @@ PROMISES = {
     "damage": "damage in a checkpoint or a policy is told, and the checkpoint before is used",
     "lock": "one process works on a run",
     "verifier": "an answer that hangs, or kills a worker of the verifier, costs its own verdict alone",
+    "sweeps": "a job of a sweep that is refused, crashes or is killed ends no other one",
     "credentials": "credentials are refused before anything is written",
     "trust": "the folder of a run executes nothing",
 }

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 from bae.batch import Completion, Problem
 from bae.commands import schema, train
+from bae.commands.checks import check_train
 from bae.commands.cli import CONF
 from bae.text.blocks import Section
 from tests.commands.test_configs import targets
@@ -97,7 +98,7 @@ def test_a_command_composes_and_fits_what_it_names(page, line):
     cfg.pop("hydra")
     cfg.output_folder = "outputs/x"
     if command == "bae-train":
-        train.check(cfg)
+        check_train(cfg)
     for node in targets(OmegaConf.to_container(cfg, resolve=True)):
         given = {key: None for key in node if key not in ("_target_", "_partial_")}
         inspect.signature(get_object(node["_target_"])).bind_partial(**given)  # TypeError if a key is not an argument

@@ -8,6 +8,7 @@ import lightning as L
 
 from bae.callbacks.collectives import gather_objects
 from bae.callbacks.run_logger import run_logger
+from bae.callbacks.schedule import at_least_one
 from bae.evaluation.completion_table import merge
 from bae.evaluation.measure import measure, sample
 from bae.rollout.pipeline import Pipeline
@@ -24,6 +25,9 @@ class Evaluation(L.Callback):
         seed: of the draws.
         folder: where `evaluation/` is written.
         max_new_tokens: None for training's.
+
+    Raises:
+        ValueError: for a split that is not there, and for numbers that cannot work.
     """
 
     def __init__(
@@ -36,6 +40,8 @@ class Evaluation(L.Callback):
         folder: str,
         max_new_tokens: int | None = None,
     ) -> None:
+        given = {"prompts": prompts, "samples": samples, "max_new_tokens": max_new_tokens}
+        at_least_one("evaluation", **{name: value for name, value in given.items() if value is not None})
         for split in splits:
             pipeline.task.size(split)  # raises for a split that is not there, before any work
         self.pipeline = replace(pipeline, max_new_tokens=max_new_tokens or pipeline.max_new_tokens)

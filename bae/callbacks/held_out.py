@@ -11,8 +11,9 @@ from bae import seeds
 from bae.batch import RolloutBatch
 from bae.callbacks.collectives import gather_objects
 from bae.callbacks.run_logger import run_logger
-from bae.callbacks.schedule import due
+from bae.callbacks.schedule import at_least_one, due, not_negative
 from bae.callbacks.telemetry import completion_metrics
+from bae.errors import UserError
 from bae.evaluation.completion_table import by_attempt, columns, frame, merge
 from bae.evaluation.measure import test_time_scaling
 from bae.evaluation.voting import metric_name
@@ -39,6 +40,9 @@ class HeldOut(L.Callback):
         seed: of the draws.
         prefix: metrics are logged as `<prefix>/…`.
         folder: what was measured is written in its folder `held_out`, a table for each time.
+
+    Raises:
+        ValueError: for numbers that cannot work.
     """
 
     def __init__(
@@ -52,6 +56,8 @@ class HeldOut(L.Callback):
         prefix: str,
         folder: str,
     ) -> None:
+        at_least_one("held_out", prompts=prompts, samples=samples)
+        not_negative("held_out", every=every)
         self.pipeline = pipeline
         self.split = split
         self.prompts = min(prompts, pipeline.task.size(split))
@@ -60,6 +66,12 @@ class HeldOut(L.Callback):
         self.seed = seed
         self.prefix = prefix
         self.folder = Path(folder)
+
+    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+        if self.prompts < trainer.world_size:
+            raise UserError(
+                f"callbacks.held_out.prompts={self.prompts}: each of the {trainer.world_size} ranks needs one; use more"
+            )
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         if trainer.fit_loop.epoch_loop.total_batch_idx < 0:  # a resumed run has been measured before

@@ -17,3 +17,10 @@ def at_least_one(callback: str, **values: int) -> None:
     for name, value in values.items():
         if value < 1:
             raise ValueError(f"callbacks.{callback}.{name}={value}: must be 1 or more")
+
+
+def not_negative(callback: str, **values: int) -> None:
+    """Refuse values below 0. Raises ValueError. callback: its key in the configuration."""
+    for name, value in values.items():
+        if value < 0:
+            raise ValueError(f"callbacks.{callback}.{name}={value}: must not be negative")

@@ -1,5 +1,6 @@
 """From a composed configuration to the parts that it names. The entry points share this."""
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from bae.commands import cli, schema, validate
+from bae.commands.checks import check_device, check_strategy
 from bae.commands.trust import check_trusted
 from bae.report.run_log import LOG, RUN_FILE
 
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from bae.training.module import PolicyModule, Trains
     from bae.training.policy import Policy
 
+LATEST = "latest"
+"""The value of `run` and `resume` that means the newest run."""
 CONFIG_FILE = "config.yaml"  # in the output folder: the configuration, as composed
 
 
@@ -55,8 +59,9 @@ def make_run(
         more_callbacks: beside those of the configuration.
     """
     import lightning as L
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-    from bae.tasks.loader import PromptDataModule
+    from bae.tasks.loader import PromptDataModule, longest
     from bae.training.module import PolicyModule
 
     quieten()
@@ -66,22 +71,44 @@ def make_run(
     validate.check_parts({key: config[key] for key in sorted(config, key="callbacks".__eq__)})
     validate.check_options("strategy", L.Trainer, config["strategy"])
     validate.check_options("training", get_type_hints(schema.of_run(config))["training"], config["training"])
+    check_strategy(config["strategy"])
+    optimizer = make_optimizer(cfg)
     task, policy = make(cfg.task), make(cfg.model)
     pipeline = make_pipeline(cfg, policy, task)
-    module = PolicyModule(policy, make_update(cfg, pipeline), make(cfg.optimizer), cfg.steps)
+    pipeline.check_room(longest(task, "train"))
+    module = PolicyModule(policy, make_update(cfg, pipeline), optimizer, cfg.steps)
     data = PromptDataModule(task, cfg.steps, cfg.prompts_per_step, cfg.get("group_size", 1), cfg.seed)
     callbacks = [make(part) for part in cfg.callbacks.values() if part]
     callbacks = [part(pipeline) if isinstance(part, partial) else part for part in callbacks]
-    trainer = L.Trainer(
-        **make(cfg.strategy),
-        max_epochs=1,  # an epoch is the whole run; its batches are the steps
-        callbacks=[*callbacks, *more_callbacks],
-        logger=make(cfg.logger, folder=cfg.output_folder, run_id=run_id, run_name=run_name),
-        enable_model_summary=False,
-        log_every_n_steps=1,
-        use_distributed_sampler=False,  # PromptLoader gives each rank its share
-    )
+    logger = make(cfg.logger, folder=cfg.output_folder, run_id=run_id, run_name=run_name)
+    try:
+        trainer = L.Trainer(
+            **make(cfg.strategy),
+            max_epochs=1,  # an epoch is the whole run; its batches are the steps
+            callbacks=[*callbacks, *more_callbacks],
+            logger=logger,
+            enable_model_summary=False,
+            log_every_n_steps=1,
+            use_distributed_sampler=False,  # PromptLoader gives each rank its share
+        )
+    except (MisconfigurationException, ModuleNotFoundError) as error:
+        raise cli.UserError(f"strategy: {' '.join(str(error).split())}") from error
     return trainer, module, data
+
+
+def make_optimizer(cfg: DictConfig) -> Any:
+    """Return the maker of the optimiser, after it made one of an invented parameter. Raises UserError if it cannot."""
+    import torch
+
+    betas = cfg.optimizer.get("betas")
+    if betas is not None and len(betas) != 2:
+        raise cli.UserError(f"optimizer.betas={list(betas)}: must be two numbers")
+    maker = make(cfg.optimizer)
+    try:
+        maker([torch.nn.Parameter(torch.zeros(1))])
+    except (ValueError, TypeError) as error:
+        raise cli.UserError(f"optimizer: {error}; see the options in conf/optimizer") from error
+    return maker
 
 
 def make_pipeline(cfg: DictConfig, policy: "Policy", task: "Task") -> "Pipeline":
@@ -116,19 +143,39 @@ def _undeferred(function: Any) -> Any:
     return partial(function.func, *function.args, **function.keywords) if isinstance(function, partial) else function
 
 
-def run_folder(key: str, value: str, tracking_uri: str) -> Path:
-    """Return the output folder of a run, named by it or by its MLflow run id.
+def run_folder(key: str, value: str, cfg: DictConfig) -> Path:
+    """Return the output folder of a run.
 
-    Raises UserError if `value` is neither. key: the key under which the user wrote it.
+    Args:
+        key: under which the user named it.
+        value: the folder, the run's id in MLflow, or `latest` for the run that was begun last below `cfg.outputs`.
+        cfg: of the command.
+
+    Raises:
+        UserError: if there is no such run.
     """
     from bae.report.tracking import find_run_folder
 
-    folder = Path(value) if Path(value).is_dir() else find_run_folder(key, value, tracking_uri)
+    if value == LATEST:
+        folder = newest_run(key, Path(cfg.outputs))
+    else:
+        folder = Path(value) if Path(value).is_dir() else find_run_folder(key, value, cfg.logger.tracking_uri)
     if not (folder / RUN_FILE).is_file() and not (folder / LOG).is_file():  # MLflow may not have made the run yet
         raise cli.UserError(
             f"{key}={value}: {folder} is not the output folder of a run; it has neither {RUN_FILE} nor {LOG}"
         )
     return folder
+
+
+def newest_run(key: str, outputs: Path) -> Path:
+    """Return the folder of the run that was begun last below a folder. Raises UserError if there is none."""
+    begun = [path.parent for path in outputs.rglob(CONFIG_FILE) if (path.parent / LOG).is_file()]
+    if not begun:
+        raise cli.UserError(f"{key}={LATEST}: there is no run below {outputs}; name its folder, or set outputs")
+    # The file is written once, when a run begins. Names do not tell: in a sweep they are numbers.
+    newest = max(begun, key=lambda folder: (folder / CONFIG_FILE).stat().st_mtime)
+    print(f"{key}={LATEST}: the run in {newest}", file=sys.stderr)
+    return newest
 
 
 def run_id_of(folder: Path) -> str | None:
@@ -203,7 +250,8 @@ def trained(cfg: DictConfig) -> "tuple[Path, DictConfig, Pipeline]":
 
     quieten()
     validate.check_parts(plain(cfg))
-    folder = run_folder("run", cfg.run, cfg.logger.tracking_uri)
+    check_device(cfg.device)
+    folder = run_folder("run", cfg.run, cfg)
     before = saved_config("run", folder, cfg.trust)
     if not (folder / "policy").is_dir():
         raise cli.UserError(f"run={cfg.run}: {folder} has no policy yet; finish it with: bae-train resume={folder}")

@@ -6,21 +6,26 @@ import functools
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from concurrent.futures import BrokenExecutor
+from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra.errors import HydraException, InstantiationException
-from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.errors import HydraException, InstantiationException, OverrideParseException
+from hydra.types import RunMode
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from bae.commands import process_setup, schema
+from bae.commands import jobs, process_setup, schema, sweep
+from bae.commands.process_setup import program
+from bae.commands.refusals import check_credentials
 from bae.errors import UserError
-from bae.report.credentials import has_credentials, refusal
 from bae.signals import Stopped, StopSignals
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
@@ -28,6 +33,13 @@ WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "
 """What a value must be, in words, by its type."""
 KINDS = {"integer": int, "float": float, "bool": bool, "boolean": bool}
 """The types that OmegaConf's messages name."""
+PLACES = ("run", "resume", "completions")
+"""The keys whose values are pasted: folders and files."""
+QUOTES = "'\"`\u2018\u2019\u201c\u201d\u00ab\u00bb"
+PLAIN = r"[\w./@+-]*"
+"""What Hydra reads without quotes."""
+MENDABLE = (UserError, HydraException, OmegaConfBaseException)
+"""The errors that say what the user can mend."""
 ROOT = Path(__file__).parent.parent
 CONF = next(folder for folder in (ROOT.parent / "conf", ROOT / "conf") if folder.is_dir())
 """The configuration: beside the package in a checkout, inside it when installed."""
@@ -37,24 +49,44 @@ CONF = next(folder for folder in (ROOT.parent / "conf", ROOT / "conf") if folder
 def user_errors() -> Iterator[None]:
     """Turn what parts say of their arguments into UserError, while a run is being built and nothing was computed.
 
-    These are ValueError, FileNotFoundError and TypeError.
+    These are ValueError, OSError, TypeError and ImportError.
     """
     try:
         yield
     except InstantiationException as error:
         cause = error.__cause__
         where = re.search(r"full_key: (\S+)", str(error))
-        if isinstance(cause, (ValueError, FileNotFoundError)):
+        if isinstance(cause, (ValueError, FileNotFoundError, UserError)):
             raise UserError(str(cause)) from error
         advice = "; if it is called later, add _partial_: true" if "required positional argument" in str(cause) else ""
         message = f"{where[1] if where else 'configuration'}: {cause or error}{advice}"
         raise UserError(message.replace("\n", " ")) from error
-    except (ValueError, FileNotFoundError, TypeError) as error:
+    except (ValueError, FileNotFoundError, TypeError, ImportError) as error:
         raise UserError(str(error)) from error
+    except OSError as error:
+        raise UserError(f"{error.filename or error}: {error.strerror or 'failed'}; choose another place") from error
 
 
-def run(task: Callable[[DictConfig], None], config_name: str) -> None:
-    """Compose `conf/<config_name>.yaml` with the command line and call `task`.
+def quoted(text: str) -> str:
+    """Return a text as the value of an override, whatever signs it has."""
+    return QuotedString(text, Quote.single).with_quotes()
+
+
+def pasted(argument: str) -> str:
+    """Return an argument that names a folder or a file as Hydra reads it, whatever signs the name has.
+
+    Quotes around it, as terminals and chats add them, are taken off. Other arguments are returned as they are.
+    """
+    key, _, value = argument.partition("=")
+    if key not in PLACES or "${" in value:
+        return argument
+    bare = value.strip().strip(QUOTES).strip()
+    is_list = "," in bare and not Path(bare).exists()
+    return f"{key}={bare if is_list or re.fullmatch(PLAIN, bare) else quoted(bare)}"
+
+
+def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
+    """Compose `conf/<config_name>.yaml` with the command line and call `task`, in a sweep once for each job.
 
     Exits with status 1 and one sentence on stderr for a UserError, or for a configuration that does not compose.
     HYDRA_FULL_ERROR=1 shows the whole traceback instead. A signal that stops the process gives one sentence, too, and
@@ -63,28 +95,43 @@ def run(task: Callable[[DictConfig], None], config_name: str) -> None:
     if "--version" in sys.argv[1:]:  # Hydra would print its own
         print(f"{Path(sys.argv[0]).name} {version('blockwise-advantage')}")
         return
+    from bae.commands.sweep_rest import job_of, run_rest
+
     process_setup.prepare()
     schema.register()
     chosen = os.environ.get(FULL_ERROR)
+    alone = job_of()
 
     @functools.wraps(task)
     def quiet(cfg: DictConfig) -> None:
         # While the task runs, the environment is the user's again: processes that it starts inherit it.
-        with _one_sentence(chosen == "1"), _environment(FULL_ERROR, chosen):
+        with _environment(FULL_ERROR, chosen):
             check_names()
-            task(cfg)
+            if (log := alone or sweep.log_of_jobs()) is not None:
+                explain = partial(_explained, chosen == "1")
+                jobs.run_job(log, list(HydraConfig.get().overrides.task), task, cfg, explain)
+            elif HydraConfig.get().mode == RunMode.MULTIRUN:
+                task(cfg)  # Hydra is to see the error
+            else:
+                with _one_sentence(chosen == "1"):
+                    task(cfg)
 
+    sys.argv = [sys.argv[0], *map(pasted, sys.argv[1:])]
     check_credentials({argument.partition("=")[0]: argument for argument in sys.argv[1:]})
     # Hydra then raises, and the sentence can be ours.
     with _stops(), _one_sentence(chosen == "1"), _environment(FULL_ERROR, "1"), StopSignals():
-        hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(quiet)()
+        try:
+            hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(quiet)()
+        except BrokenExecutor:
+            if (open_sweep := sweep.running()) is None:
+                raise
+            run_rest(open_sweep)
+        sweep.finish()
 
 
 @contextmanager
 def _stops() -> Iterator[None]:
     """Let no sweep stay open in MLflow, and say which signal stopped this process."""
-    from bae.commands import sweep
-
     try:
         yield
     except Stopped as stop:
@@ -92,7 +139,7 @@ def _stops() -> Iterator[None]:
         if message is None:
             message = f"stopped by {stop.name} before it was done; the same command begins again"
         if message:
-            print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
+            print(f"{program()}: {message}", file=sys.stderr)
         sweep.close_parent("KILLED")
         raise
     except BaseException:
@@ -134,14 +181,19 @@ def _one_sentence(verbose: bool) -> Iterator[None]:
     """Exit with one sentence for what the user got wrong; verbose: raise it instead."""
     try:
         yield
-    except (UserError, HydraException, OmegaConfBaseException) as error:
+    except MENDABLE as error:
         if verbose:
             raise
-        sys.exit(f"{Path(sys.argv[0]).name}: {explain(error)}")
+        sys.exit(f"{program()}: {explain(error)}")
     except ValueError as error:
         if verbose or "Config group override must be a string" not in str(error):  # Hydra raises it as it is
             raise
-        sys.exit(f"{Path(sys.argv[0]).name}: {_no_option(sys.argv[1:])}")
+        sys.exit(f"{program()}: {_no_option(sys.argv[1:])}")
+
+
+def _explained(verbose: bool, error: Exception) -> str | None:
+    """Return one sentence for what the user got wrong in a job; None for other errors, and if verbose."""
+    return explain(error) if isinstance(error, MENDABLE) and not verbose else None
 
 
 def _no_option(arguments: list[str]) -> str:
@@ -156,6 +208,11 @@ def _no_option(arguments: list[str]) -> str:
 
 def explain(error: Exception) -> str:
     """Return one sentence for an error of composition."""
+    if isinstance(error, OverrideParseException):
+        return (
+            f"{error.override}: it cannot be read as key=value; put a value with signs or blanks between quotes inside "
+            "the quotes of the shell, as in 'name=\"a (b)\"'"
+        )
     text = str(error.__cause__ or error) if isinstance(error, HydraException) else str(error)
     unknown = re.search(r"Key '([\w.\-]+)' is not in struct\s+full_key: ([\w.\-]+)", text)
     unknown = unknown or re.search(r"Key '([\w.\-]+)' not in '\w+'\s+full_key: ([\w.\-]+)", text)
@@ -184,7 +241,10 @@ def explain(error: Exception) -> str:
     )
     if missing:
         options = [o for o in missing[3].split() if not o.startswith("_")]
-        return f"{missing[1].replace('/', '=', 1)}: no such option; {missing[2]} has {', '.join(options)}"
+        group = missing[2] if missing[2].startswith("hydra/") else missing[2].partition("/")[0]
+        chosen = missing[1].removeprefix(f"{group}/")
+        plugin = f"; others are packages, such as hydra-{chosen}-launcher" if group == "hydra/launcher" else ""
+        return f"{group}={chosen}: no such option; {missing[2]} has {', '.join(options)}{plugin}"
     return " ".join(text.split())
 
 
@@ -204,39 +264,6 @@ def check_names() -> None:
                 raise UserError(
                     f"{path}: conf/{path.relative_to(folder)} of the package hides it; give it another name"
                 )
-
-
-def check_credentials(values: Mapping[str, str]) -> None:
-    """Exit with one sentence if one of these is an address with a user name or a password, before it is written.
-
-    values: {where it was written: the text}.
-    """
-    for key, value in values.items():
-        if has_credentials(value):
-            sys.exit(f"{Path(sys.argv[0]).name}: {refusal('the command line' if '://' in key else key)}")
-
-
-class RefuseCredentials(Callback):
-    """Refuse credentials in a configuration before Hydra saves it in `.hydra/`. The command line is checked before."""
-
-    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        check_credentials(dict(_texts(config)))
-
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        check_credentials(dict(_texts(config)))
-
-
-def _texts(node: Any) -> Iterator[tuple[str, str]]:
-    """Yield (key, text) of a configuration, with references resolved as far as they can be already."""
-    raw: Any = OmegaConf.to_container(node, resolve=False)
-    for key in raw if isinstance(raw, dict) else range(len(raw)):
-        value = raw[key]
-        with suppress(OmegaConfBaseException, ValueError):
-            value = node[key]
-        if OmegaConf.is_config(value):
-            yield from ((f"{key}.{below}", text) for below, text in _texts(value))
-        elif isinstance(value, str):
-            yield str(key), value
 
 
 def _known_keys() -> set[str]:

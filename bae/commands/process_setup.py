@@ -4,6 +4,7 @@ import ctypes
 import logging
 import os
 import sys
+from pathlib import Path
 
 ENVIRONMENT = {
     # OpenMP's threads spin for as long as they like while they wait for each other. With another busy process on the
@@ -20,6 +21,11 @@ ENVIRONMENT = {
 
 NOISY = ("torchao", "torch.utils._pytree")
 """Loggers that warn, whenever transformers imports torchao, of kernels for other machines and of torchao's own code."""
+
+
+def program() -> str:
+    """Return the name of this command, with which its messages begin."""
+    return Path(sys.argv[0]).name
 
 
 def prepare() -> None:

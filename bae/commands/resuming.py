@@ -3,7 +3,7 @@
 import hashlib
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,12 +50,14 @@ def begin(cfg: DictConfig, check: Callable[[DictConfig], None], held: ExitStack)
     from bae.report.tracking import join_sweep
 
     if cfg.resume and cfg.resume != AUTO:
-        folder = run_folder("resume", cfg.resume, cfg.logger.tracking_uri)
+        folder = run_folder("resume", cfg.resume, cfg)
         given = HydraConfig.get().overrides.task
         changes = [o for o in given if o.partition("=")[0] not in ("resume", "trust")]
         saved = saved_config("resume", folder, cfg.trust, changes)
         check(saved)
-        return resumed(f"resume={cfg.resume}", folder, saved, held)
+        beginning = resumed(f"resume={cfg.resume}", folder, saved, held)
+        check_work_left(beginning, changes)
+        return beginning
     check(cfg)
     if cfg.resume and (found := newest_unfinished(cfg, held)):
         return found
@@ -66,6 +68,20 @@ def begin(cfg: DictConfig, check: Callable[[DictConfig], None], held: ExitStack)
     make_absolute(cfg)
     lock(Path(cfg.output_folder), held)
     return Beginning(cfg)
+
+
+def check_work_left(beginning: Beginning, changes: Sequence[str]) -> None:
+    """Refuse to change values of a run that has no step left to do. Raises UserError. changes: overrides."""
+    from bae.callbacks.checkpoints import step_of
+
+    assert beginning.checkpoint is not None
+    done, wanted = step_of(beginning.checkpoint), beginning.cfg.steps
+    lost = [o for o in changes if o.partition("=")[0].partition(".")[0] not in ("steps", *PLACES)]
+    if done >= wanted and lost:
+        raise cli.UserError(
+            f"{lost[0]}: this run has done its {wanted} steps, so nothing would change; begin a new run, or give it "
+            f"steps above {done}"
+        )
 
 
 def resumed(asked: str, folder: Path, saved: DictConfig, held: ExitStack) -> Beginning:

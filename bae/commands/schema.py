@@ -151,6 +151,7 @@ class SyncSchema:
     """Give the keys of conf/sync.yaml their types. That file says what each key means."""
 
     run: str | None = None
+    outputs: str = MISSING
     tracking_uri: str | None = None
 
 

@@ -1,4 +1,8 @@
-"""Make a multirun one parent run in MLflow, with its jobs as children."""
+"""Make a multirun one parent run in MLflow, with its jobs as children, and close it with a table of what came of them.
+
+No job ends the others: bae.commands.jobs keeps what came of each. Where a pool of processes breaks, because one of them
+was killed, bae.commands.sweep_rest runs what is left.
+"""
 
 import hashlib
 import json
@@ -6,23 +10,70 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from bae.commands.jobs import SWEPT, JobLog, State
+from bae.commands.process_setup import program
 from bae.commands.resuming import PLACES
 
-SWEPT = "BAE_SWEPT"
-"""The environment variable by which a sweep tells its jobs which keys it sweeps."""
+
+@dataclass(frozen=True)
+class Sweep:
+    """Hold what a sweep is, while this process runs it.
+
+    Attributes:
+        uri: of the store.
+        parent: the id of the parent run.
+        log: of its jobs.
+        command: the name of the configuration, as in bae-<command>.
+        processes: how many jobs the launcher runs at a time, as joblib counts.
+    """
+
+    uri: str
+    parent: str
+    log: JobLog
+    command: str
+    processes: int
 
 
-_open: list[tuple[str, str]] = []
-"""The store and the id of the parent run, while this process runs a sweep."""
+_open: list[Sweep] = []
+"""The sweep that this process runs, or nothing."""
+
+
+def running() -> Sweep | None:
+    """Return the sweep that this process runs, or None."""
+    return _open[-1] if _open else None
+
+
+def log_of_jobs() -> JobLog | None:
+    """Return the log of the sweep of which the present job is one, in whatever process it runs; None for other runs."""
+    composed = HydraConfig.get()
+    recorded = composed.mode == RunMode.MULTIRUN and SWEPT in os.environ
+    return JobLog(Path(composed.sweep.dir)) if recorded else None
+
+
+def planned(hydra: DictConfig) -> list[list[str]]:
+    """Return the overrides of each job of a multirun, as Hydra's own sweeper makes them; none for other sweepers."""
+    if BasicSweeper.__name__ not in hydra.sweeper._target_:
+        return []
+    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+    params = [f"{key}={values}" for key, values in (hydra.sweeper.params or {}).items()]
+    try:
+        (jobs,) = BasicSweeper.split_arguments(parser.parse_overrides([*params, *hydra.overrides.task]), None)
+    except HydraException:  # Hydra says it better in a moment
+        return []
+    return jobs
 
 
 def swept(hydra: DictConfig) -> dict[str, str]:
@@ -77,42 +128,54 @@ class SweepParent(Callback):
                 tags,
             )
         except ValueError as error:  # before any job; Hydra would make a warning of it
-            sys.exit(f"{Path(sys.argv[0]).name}: {error}")
+            sys.exit(f"{program()}: {error}")
         sweep_page.write(logger.tracking_uri, parent)
         os.environ[tracking.PARENT_RUN] = parent
-        _open.append((logger.tracking_uri, parent))
+        log, hydra = JobLog(Path(config.hydra.sweep.dir)), config.hydra
+        for job in planned(hydra):
+            log.append(job, State.WAITING)
+        processes = int(hydra.launcher.get("n_jobs") or 1)
+        _open.append(Sweep(logger.tracking_uri, parent, log, hydra.job.config_name, processes))
 
-    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        """List the job on the parent's page. Mark the parent as failed if a job failed: the sweep may end at once."""
-        from bae.report import store, sweep_page, tracking
+    def on_job_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """List the job on the parent's page."""
+        from bae.report import sweep_page, tracking
 
         parent = os.environ.get(tracking.PARENT_RUN)
         if parent:
             sweep_page.write(config.logger.tracking_uri, parent)
-        if parent and job_return.status == JobStatus.FAILED:
-            store.connect(config.logger.tracking_uri).set_terminated(parent, "FAILED")
 
-    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        from bae.report import tracking
 
-        close_parent("FINISHED")
-        for name in (SWEPT, tracking.PARENT_RUN):
-            os.environ.pop(name)
+def finish() -> None:
+    """Close the sweep of this process, whose jobs have all ended, and exit with 1 if one of them failed."""
+    sweep = running()
+    if sweep is None:
+        return
+    failed = sweep.log.count(State.FAILED)
+    close_parent("FAILED" if failed else "FINISHED")
+    if failed:
+        advice = "mend that, and give the same command with skip_finished=true, which skips what is done"
+        sys.exit(f"{program()}: {failed} of the jobs failed; {advice}")
 
 
 def close_parent(status: str) -> None:
-    """Give the parent run of this process's sweep, if it is still running, a status in MLflow.
+    """Give the parent run of this process's sweep a status in MLflow, and print what came of its jobs.
 
     The sweep has ended. So jobs that are still marked as running were killed with it.
     """
     from mlflow.exceptions import MlflowException
 
+    from bae.report import tracking
+
     while _open:
-        uri, parent = _open.pop()
+        sweep = _open.pop()
+        swept = os.environ.pop(SWEPT, "").split()
+        os.environ.pop(tracking.PARENT_RUN, None)
+        print("\n".join(["", *sweep.log.table(swept)]), flush=True)
         try:
-            _close(uri, parent, status)
+            _close(sweep.uri, sweep.parent, status)
         except MlflowException as error:  # how the sweep ended matters more
-            print(f"{uri} was not told that the sweep {parent} is {status}: {error}", file=sys.stderr)
+            print(f"{sweep.uri} was not told that the sweep {sweep.parent} is {status}: {error}", file=sys.stderr)
 
 
 def _close(uri: str, parent: str, status: str) -> None:

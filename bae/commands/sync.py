@@ -19,12 +19,12 @@ def main() -> None:
 
 def sync(cfg: DictConfig) -> None:
     """Send the logs of one run, or of all runs below a folder; print what was sent."""
-    from bae.commands.build import quieten
+    from bae.commands.build import LATEST, newest_run, quieten
     from bae.report.run_log import logs_below
 
     if cfg.run is None:
         raise cli.UserError("name what to send: run=<output folder of a run>, or a folder of many, run=outputs")
-    logs = logs_below(Path(cfg.run))
+    logs = logs_below(newest_run("run", Path(cfg.outputs)) if cfg.run == LATEST else Path(cfg.run))
     if not logs:
         raise cli.UserError(f"run={cfg.run}: no run below it has a log of what it logged")
     quieten()

@@ -4,13 +4,11 @@ Heavy imports wait inside the functions. So --help and a mistyped key answer at 
 verifier, which import the main module again, start light.
 """
 
-import math
 import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -19,8 +17,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from bae.commands import cli, schema
+from bae.commands import cli
 from bae.commands.build import CONFIG_FILE, make, make_run, plain
+from bae.commands.checks import check_train
 from bae.commands.parameters import parameters
 from bae.commands.preview import preview
 from bae.commands.resuming import AUTO, begin, settings
@@ -45,12 +44,15 @@ def main() -> None:
     cli.run(train, "train")
 
 
-def train(cfg: DictConfig) -> None:
-    """Train one run by blockwise advantages, or show the prompts that it would begin with."""
+def train(cfg: DictConfig) -> Path | None:
+    """Train one run by blockwise advantages, and return its folder; None if it was done before.
+
+    With preview=true, show the prompts that it would begin with instead.
+    """
     if cfg.preview:
-        preview(cfg, check, blockwise_update)
-    else:
-        fit(cfg, check, blockwise_update)
+        preview(cfg, check_train, blockwise_update)
+        return None
+    return fit(cfg, check_train, blockwise_update)
 
 
 def blockwise_update(cfg: DictConfig, pipeline: "Pipeline") -> "Update":
@@ -77,6 +79,7 @@ def fit(
     """
     from lightning.pytorch.callbacks import LambdaCallback
 
+    from bae.callbacks.malformed import MalformedStart
     from bae.callbacks.stopping import StopAtStepEnd
 
     with StopSignals() as signals, ExitStack() as held:
@@ -88,7 +91,7 @@ def fit(
             cfg, run_id, stopper = beginning.cfg, beginning.run_id, StopAtStepEnd(signals)
             last = LambdaCallback(on_train_end=lambda trainer, _: describe(cfg, trainer))  # before the run is closed
             name = job_name(cfg.logger.run_name)
-            trainer, module, data = make_run(cfg, make_update, run_id, name, [stopper, last])
+            trainer, module, data = make_run(cfg, make_update, run_id, name, [MalformedStart(), stopper, last])
         if trainer.is_global_zero:
             signals.notice, signals.last_words = NOTICE, partial(leave, cfg, trainer, agreed=False)
         signals.within = cfg.stop_within
@@ -107,39 +110,6 @@ def fit(
             return None
         report(cfg, trainer)
         return Path(cfg.output_folder)
-
-
-def check(cfg: DictConfig) -> None:
-    """Refuse sizes that cannot work, before anything is built. Raises UserError.
-
-    What a part needs of its own options, and of other parts, it checks itself when it is built.
-    """
-    check_run(cfg, schema.TrainSchema)
-    if cfg.group_size <= 0:
-        raise cli.UserError(f"group_size={cfg.group_size}: must be above 0")
-    completions = cfg.prompts_per_step * cfg.group_size
-    if cfg.training.optimizer_steps > 0 and completions % cfg.training.optimizer_steps:
-        raise cli.UserError(
-            f"training.optimizer_steps={cfg.training.optimizer_steps} does not divide the {completions} completions "
-            "of a step (prompts_per_step * group_size); choose a divisor"
-        )
-
-
-def check_run(cfg: DictConfig, keys: type[schema.RunSchema]) -> None:
-    """Refuse sizes that no command can train with, and keys that nothing reads. Raises UserError."""
-    unread = sorted({str(key) for key in cfg} - {f.name for f in fields(keys)})
-    unread += sorted(f"objectives.{key}" for key in cfg.objectives if key not in schema.OBJECTIVES)
-    if unread:
-        raise cli.UserError(f"{unread[0]}: nothing reads this key; remove it")
-    for key in ("lr", "temperature"):
-        if not math.isfinite(cfg[key]):
-            raise cli.UserError(f"{key}={cfg[key]}: must be finite")
-    for key in ("steps", "prompts_per_step", "max_new_tokens", "temperature"):
-        if cfg[key] <= 0:
-            raise cli.UserError(f"{key}={cfg[key]}: must be above 0")
-    for key in ("lr", "seed"):
-        if cfg[key] < 0:
-            raise cli.UserError(f"{key}={cfg[key]}: must not be negative")
 
 
 def record(cfg: DictConfig, trainer: "L.Trainer", model: "CausalLM", is_new: bool) -> None:

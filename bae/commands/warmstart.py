@@ -7,13 +7,15 @@ bae-train: it is logged, checkpointed and resumed alike, and leaves a policy tha
 
 import json
 import shlex
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from bae.commands import cli, schema
+from bae.commands import cli
 from bae.commands.build import plain
-from bae.commands.train import check_run, fit
+from bae.commands.checks import check_warmstart
+from bae.commands.train import fit
 
 if TYPE_CHECKING:
     from bae.rollout.pipeline import Pipeline
@@ -25,13 +27,17 @@ def main() -> None:
     cli.run(warm_start, "warmstart")
 
 
-def warm_start(cfg: DictConfig) -> None:
-    """Train one run on demonstrations, and print how to go on with the policy."""
+def warm_start(cfg: DictConfig) -> Path | None:
+    """Train one run on demonstrations, print how to go on with the policy, and return the folder of the run.
+
+    Returns None if the run was done before.
+    """
     folder = fit(cfg, check, supervised_update)
     if folder is not None:
         template = cfg.model.get("prompt_template")
         quoted = "" if template is None else f" {shlex.quote(f'model.prompt_template={json.dumps(template)}')}"
         print(f"train it bae-train model=pretrained model.path={folder / 'policy'}{quoted}")
+    return folder
 
 
 def check(cfg: DictConfig) -> None:
@@ -39,7 +45,7 @@ def check(cfg: DictConfig) -> None:
     for group in ("model", "task"):
         if not cfg[group]:
             raise cli.UserError(f"{group}: name one, {group}={', '.join(cli.options(group))}; or choose an experiment")
-    check_run(cfg, schema.WarmstartSchema)
+    check_warmstart(cfg)
 
 
 def supervised_update(cfg: DictConfig, pipeline: "Pipeline") -> "SupervisedUpdate":

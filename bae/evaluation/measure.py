@@ -1,6 +1,7 @@
 """Sample a completion table from a policy, and compute metrics, curves and figures from the table."""
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from bae.evaluation.voting import CONFIDENT, answer_classes, scaling, without_vo
 from bae.rollout.pipeline import Pipeline
 from bae.text.verdict import Verdict
 from bae.text.verifier import Verifier
+from bae.text.visible import quoted
 
 
 @dataclass(frozen=True)
@@ -138,10 +140,24 @@ def measure(
     folder.mkdir(parents=True, exist_ok=True)
     samples, numbers = folder / f"{name}.parquet", folder / f"{name}.json"
     table.to_parquet(samples, index=False)
+    warn_if_none_is_right(name, table)
     views = {f"{name}/{attempt}".rstrip("/"): view for attempt, view in by_attempt(table).items()}
     summaries = {title: summarise(view, verifier, resamples) for title, view in views.items()}
     numbers.write_text(json.dumps({title: asdict(summary) for title, summary in summaries.items()}, indent=1))
     return summaries, [samples, numbers, *_draw(views, summaries, folder / name)]
+
+
+def warn_if_none_is_right(name: str, table: pandas.DataFrame) -> None:
+    """Warn, with one answer, if no answer of a completion table is right: often format and references do not fit."""
+    answered = table[table["answer"].notna()]
+    if not len(table) or table["correct"].any():
+        return
+    if len(answered):
+        row = answered.iloc[0]
+        one = f"one of them is {quoted(str(row['answer']), 80)} where {quoted(str(row['reference']), 80)} is right"
+    else:
+        one = f"no completion has an answer section; one of them is {quoted(str(table.iloc[0]['text']))}"
+    warnings.warn(f"{name}: none of {len(table)} answers is right; {one}; see whether they can match", stacklevel=3)
 
 
 def _draw(views: Mapping[str, pandas.DataFrame], summaries: Mapping[str, Summary], stem: Path) -> list[Path]:

@@ -13,7 +13,8 @@ import pandas
 from tqdm import tqdm
 
 from bae.evaluation.completion_table import NO_ANSWER, floats
-from bae.tasks.dataset import SHOWN, Unreadable, read_table, readable_rows
+from bae.tasks.dataset import SHOWN, Unreadable, readable_rows
+from bae.tasks.tables import read_table
 from bae.text.blocks import read_section
 from bae.text.number import parse_confidence
 from bae.text.verdict import Verdict
@@ -91,7 +92,7 @@ def read_completions(
     """Read completions that someone else generated, and verify their answers unless the file has verdicts.
 
     Args:
-        file: a file or hub dataset, as `bae.tasks.dataset.read_table` takes it.
+        file: a file or hub dataset, as `bae.tasks.tables.read_table` takes it.
         names: {our column: the file's column, or None}. `text` and `reference` are needed to verify answers. `correct`
             has verdicts, which are then taken as they are, and `confidence` has numbers from 0 to 1; a cell without a
             number says that none was stated. Rows with the same `question` are samples of one prompt. Each `model` gets

@@ -11,6 +11,7 @@ any callable (q, c, …) on tensors: the reward of stating the confidence q wher
 baselines can use that. Yaml names either by `_target_`, so a user's own needs no change here.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -49,7 +50,8 @@ class Objective:
             0, for formats that have several.
 
     Raises:
-        ValueError: if the score has values that are not finite, or goes below `worst`; for a timeout that cannot work.
+        ValueError: if the score has values that are not finite, or goes below `worst`; for a weight, a worst or a
+            timeout that cannot work.
         UserError: if the score gives something else than a number for each confidence.
     """
 
@@ -68,6 +70,10 @@ class Objective:
         where = self.key
         if self.timeout is not None and not 0 < self.timeout < float("inf"):
             raise ValueError(f"{where}.timeout={self.timeout}: must be above 0, or null for no limit")
+        if not 0 <= self.weight < float("inf"):
+            raise ValueError(f"{where}.weight={self.weight}: must be 0 or more, and finite")
+        if self.worst is not None and not math.isfinite(self.worst):
+            raise ValueError(f"{where}.worst={self.worst}: must be finite")
         if self.score is None:
             return
         lowest = lowest_score(where, self.score)

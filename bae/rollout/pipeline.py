@@ -1,10 +1,12 @@
 """Turn problems into scored completions, for training and held-out evaluation alike."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
 from bae.batch import Problem, SampledTokens, Scored
+from bae.errors import UserError
 from bae.objectives.scoring import Scorer
 from bae.rollout.interface import RolloutEngine, SamplingRequest
 from bae.tasks import Task
@@ -35,6 +37,33 @@ class Pipeline:
     temperature: float
     examples: Sequence[Mapping[str, str]] = ()
 
+    @property
+    def context(self) -> int | None:
+        """Return the tokens of prompt and completion that the policy was made for; None if its model does not say."""
+        return getattr(self.policy.model.config, "max_position_embeddings", None)
+
+    def prompt(self, problem: Problem) -> list[int]:
+        """Return the tokens of a prompt. Raises UserError if the policy has no room for even one token after it."""
+        ids = self.policy.encode(self.system_prompt, problem.question, self.examples)
+        if not ids:
+            raise UserError(f"the prompt of problem {problem.id} has no tokens; see model.prompt_template")
+        if self.context and len(ids) >= self.context:
+            raise UserError(
+                f"the prompt of problem {problem.id} has {len(ids)} tokens, and the context of the model "
+                f"{self.context}; leave the problem out, or choose another model"
+            )
+        return ids
+
+    def check_room(self, problems: Iterable[Problem]) -> None:
+        """Refuse problems whose completions would not end within the policy's context. Raises UserError."""
+        for problem in problems:
+            room = (self.context or math.inf) - len(self.prompt(problem))
+            if self.max_new_tokens > room:
+                raise UserError(
+                    f"max_new_tokens={self.max_new_tokens}: with the prompt of problem {problem.id} that is more than "
+                    f"the {self.context} tokens of the model's context; use max_new_tokens={room} or less"
+                )
+
     def __call__(
         self, problems: Sequence[Problem], keys: Sequence[tuple[int, ...]], group_size: int
     ) -> tuple[SampledTokens, Scored, dict[str, float]]:
@@ -64,9 +93,7 @@ class Pipeline:
                 between += perf_counter() - begun
 
             request = SamplingRequest(
-                prompts=[
-                    self.policy.encode(self.system_prompt, problem.question, self.examples) for problem in problems
-                ],
+                prompts=[self.prompt(problem) for problem in problems],
                 keys=keys,
                 group_size=group_size,
                 max_new_tokens=self.max_new_tokens,

@@ -1,18 +1,15 @@
 """Read questions with reference answers from a file or from the hub: GSM8K, MATH, or a user's own."""
 
-import csv
-import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from bae.batch import Problem
+from bae.tasks.tables import READERS, Row, read_table
 from bae.text.verifier import Verifier
-
-FILES = (".jsonl", ".json", ".parquet", ".csv")
-"""The suffixes of files that can be read; any other source is the name of a hub dataset."""
+from bae.text.visible import quoted
 
 SHOWN = 100
 """The characters of a bad reference that a message shows."""
@@ -85,29 +82,43 @@ class Source:
 
         Raises:
             FileNotFoundError: one sentence, if there is no such file.
-            ValueError: one sentence, if the file cannot be read or lacks a column; or as readable_rows does.
+            ValueError: one sentence, if the file cannot be read, lacks a column or has a row without a question; or as
+                readable_rows does.
         """
-        if Path(self.source).suffix in FILES and not Path(self.source).is_file():
+        if Path(self.source).suffix in READERS and not Path(self.source).is_file():
             raise FileNotFoundError(
                 f"task.splits.{split}={self.source}: no such file; name a .jsonl or .csv file, set BAE_DATA to the "
                 "folder that has it, or name a hub dataset as in openai/gsm8k:main:train"
             )
-        rows = read_table(self.source)
-        for column in (self.question, self.answer):
-            if not rows or column not in rows[0]:
-                has = ", ".join(rows[0]) if rows else "no rows"
-                raise ValueError(f"task.splits.{split}={self.source}: no column {column!r}; it has {has}")
-        references = [self._reference(row) for row in rows]
         where = f"task.splits.{split}={self.source}"
+        try:
+            rows = read_table(self.source)
+        except ValueError as error:
+            raise ValueError(f"task.splits.{split}: {error}") from error
+        for column in (self.question, self.answer):
+            if not any(column in row for row in rows):
+                has = ", ".join(rows[0]) if rows else "no rows"
+                raise ValueError(f"{where}: no column {column!r}; it has {has}")
+        self._check_questions(where, rows)
+        references = [self._reference(row) for row in rows]
         return [
             Problem(f"{split}/{index}", str(rows[index][self.question]), reference, rows[index])
             for index, reference in readable_rows(where, references, verifier, unreadable, "task.unreadable")
         ]
 
-    def _reference(self, row: Mapping[str, Any]) -> str | None:
+    def _check_questions(self, where: str, rows: Sequence[Row]) -> None:
+        """Refuse rows without a question. Raises ValueError, one sentence with the first one."""
+        for number, row in enumerate(rows, 1):
+            value = row.get(self.question)
+            if not isinstance(value, str) or not value.strip():
+                blank = not value or (isinstance(value, str) and not value.strip())
+                shown = " is missing or empty" if blank else f" is {quoted(str(value), SHOWN)}, not a text"
+                raise ValueError(f"{where}: in row {number}, {self.question!r}{shown}; correct or remove the row")
+
+    def _reference(self, row: Row) -> str | None:
         """Cut the reference out of the answer column; None if there is none."""
         value = row.get(self.answer)
-        if value is None or value != value:  # NaN stands for an empty cell
+        if not isinstance(value, (str, int, float)) or value != value:  # NaN stands for an empty cell
             return None
         text = str(value)
         if self.answer_after is not None:
@@ -138,7 +149,7 @@ def readable_rows(
         return good
     bad = next(row for row, text in enumerate(references) if faults[text] is not None)
     text = references[bad]
-    shown = "" if text is None else f", {text[:SHOWN]!r}{'…' * (len(text) > SHOWN)}"
+    shown = "" if text is None else f", {quoted(text, SHOWN)}"
     first = f"the first in row {bad + 1}{shown}: {faults[text]}"
     count = f"{len(references) - len(good)} of {len(references)}"
     if unreadable == "fail" or not good:
@@ -146,58 +157,3 @@ def readable_rows(
         raise ValueError(f"{where}: {count} references cannot be read, {first}; {advice}")
     warnings.warn(f"{where}: {count} rows are left out, because their references cannot be read, {first}", stacklevel=2)
     return good
-
-
-def read_table(source: str) -> list[dict[str, Any]]:
-    """Read the rows of a file or of a hub dataset.
-
-    Args:
-        source: a .jsonl, .json, .parquet or .csv file, or `hub_name[:config]:split`. Every cell of a .csv is a text.
-
-    Returns:
-        One dictionary for each row.
-
-    Raises:
-        ValueError: one sentence, if a line is no JSON object or the hub's package is not installed.
-        FileNotFoundError: if there is no such file.
-    """
-    suffix = Path(source).suffix
-    if suffix == ".parquet":
-        import pandas
-
-        records: list[dict[str, Any]] = pandas.read_parquet(source).to_dict("records")
-        return records
-    if suffix == ".csv":
-        with open(source, newline="", encoding="utf-8-sig") as file:  # spreadsheets put a mark of the encoding first
-            return list(csv.DictReader(file))
-    if suffix == ".json":
-        rows: list[dict[str, Any]] = json.loads(Path(source).read_text(encoding="utf-8"))
-        return rows
-    if suffix == ".jsonl":
-        lines = Path(source).read_text(encoding="utf-8").split("\n")  # splitlines would cut inside strings, at U+2028
-        return [_parsed(line, source, number) for number, line in enumerate(lines, 1) if line.strip()]
-    return _from_hub(source)
-
-
-def _parsed(line: str, source: str, number: int) -> dict[str, Any]:
-    """Parse line `number` of a .jsonl file. Raises ValueError if it is no JSON object."""
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{source}, line {number}: not JSON ({error.msg}); correct or remove the line") from error
-    if not isinstance(row, dict):
-        raise ValueError(f"{source}, line {number}: not a JSON object; each line must be one")
-    return row
-
-
-def _from_hub(source: str) -> list[dict[str, Any]]:
-    """Read a dataset of the hub. Raises ValueError if the package for it is not installed."""
-    try:
-        from datasets import load_dataset
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"{source} is no file, and hub datasets need a package: pip install 'blockwise-advantage[hub]'"
-        ) from error
-    name, *config, split = source.split(":")
-    rows: list[dict[str, Any]] = load_dataset(name, *config, split=split).to_list()
-    return rows

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from functools import lru_cache, partial
+from heapq import nlargest
 
 import lightning as L
 import numpy as np
@@ -10,6 +11,9 @@ import torch
 from bae import seeds
 from bae.batch import Problem, RolloutBatch
 from bae.tasks import Task
+
+LOOKED_AT = 10_000
+"""The problems of a split among which the longest are looked for."""
 
 
 def problem_indices(seed: int, step: int, size: int, count: int) -> list[int]:
@@ -21,6 +25,12 @@ def problem_indices(seed: int, step: int, size: int, count: int) -> list[int]:
 @lru_cache(maxsize=2)
 def _epoch_order(seed: int, epoch: int, size: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(size)
+
+
+def longest(task: Task, split: str) -> list[Problem]:
+    """Return the problems of a split that have the longest questions, among the first LOOKED_AT, longest first."""
+    among = range(min(task.size(split), LOOKED_AT))
+    return nlargest(4, (task.problem(split, i) for i in among), key=lambda problem: len(problem.question))
 
 
 class PromptLoader:

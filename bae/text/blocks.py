@@ -149,7 +149,10 @@ def _make_block(name: str, value: Iterable | Mapping) -> Block:
     if malformed is not None:
         check_malformed(f"{where}.malformed", malformed)
     tags = tuple(_make_tags(where, section) for section in options["sections"] or ())
-    return Block(name, tags, float(options.get("weight", 1.0)), malformed)
+    weight = options.get("weight", 1.0)
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < float("inf"):
+        raise ValueError(f"{where}.weight={weight}: must be a number, 0 or more, and finite")
+    return Block(name, tags, float(weight), malformed)
 
 
 def _check_closings(blocks: Iterable[Block]) -> None:

@@ -144,12 +144,16 @@ class MathVerifier:
         max_chars: the most characters that an answer may have.
 
     Raises:
-        ValueError: from the methods, for a reference that is blank or whose brackets do not match. That is a fault of
-            the data, not of the policy.
+        ValueError: for limits that are not above 0; from the methods, for a reference that is blank or whose brackets
+            do not match. That is a fault of the data, not of the policy.
         RuntimeError: from the methods, if the workers break down three times in one call.
     """
 
     def __init__(self, timeout: float = 2.0, memory_mb: int = 2048, workers: int = 2, max_chars: int = 1000) -> None:
+        limits = {"timeout": timeout, "memory_mb": memory_mb, "workers": workers, "max_chars": max_chars}
+        for name, value in limits.items():
+            if not 0 < value < float("inf"):
+                raise ValueError(f"verifier.{name}={value}: must be above 0, and finite")
         self.timeout, self.memory_mb, self.workers, self.max_chars = timeout, memory_mb, workers, max_chars
         self._lock = threading.RLock()
         self._pool: ProcessPool | None = None

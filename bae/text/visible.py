@@ -39,3 +39,8 @@ def shortened(text: str, limit: int) -> str:
         return text
     head = limit * 2 // 3
     return f"{text[:head]} … {left_out} characters left out … {text[head + left_out :]}"
+
+
+def quoted(text: str, limit: int = 300) -> str:
+    """Return the beginning of a text in quotes, on one line. What is no printable sign is escaped."""
+    return repr(text) if len(text) <= limit else f"{text[:limit]!r}…"

@@ -179,6 +179,11 @@ def finish(
         raise ValueError(
             "model: its tokenizer has no chat template; set e.g. model.prompt_template='{system}\\n\\n{question}\\n'"
         )
+    if prompt_template is not None and "{question}" not in prompt_template:
+        raise ValueError(
+            f"model.prompt_template={prompt_template!r}: the policy would never see a question; write {{question}} "
+            "where it belongs"
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if gradient_checkpointing:

@@ -150,17 +150,6 @@ def test_a_run_is_resumed_from_another_working_directory(train, monkeypatch, tmp
     assert len(runs()) == 1 and [step for step, _ in history(run, "train/accuracy")] == [1, 2]
 
 
-@pytest.mark.fault("signals")
-def test_a_stopped_job_stops_the_sweep(train, at_step, monkeypatch, capsys):  # noqa: F811
-    for name in ("BAE_PARENT_RUN", "BAE_SWEPT"):
-        monkeypatch.setenv(name, "")  # and take away afterwards what the sweep leaves
-    at_step(1, kill(signal.SIGTERM))
-    with pytest.raises(SystemExit) as stopped:
-        train("baseline=none,ocb", "steps=2", *PLAIN, "-m")
-    assert stopped.value.code == 143
-    assert [run.info.status for run in runs()] == ["KILLED", "KILLED"]  # the parent and the first job
-
-
 @pytest.mark.fault("files")
 def test_a_full_disk_fails_the_run_and_leaves_the_last_checkpoint(train, monkeypatch):  # noqa: F811
     from bae.callbacks.checkpoints import AtomicCheckpointIO

@@ -1,6 +1,8 @@
 """Check tasks: pure functions of split and index, disjoint splits, and data files that are wrong."""
 
 import json
+import sys
+import types
 
 import pytest
 
@@ -78,20 +80,52 @@ def test_a_jsonl_file(tmp_path):
     assert task.problem("train", 1).answer == "1,000"
 
 
+ROW = '{"question": "q", "answer": "#### 1"}'
+
+
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("name", "text", "message"),
     [
-        ('{"question": "q"}\n', "no column 'answer'"),
-        ('{"question": "q", "answer": "1"}\n{oops\n', "line 2: not JSON"),
-        ("[1]\n", "line 1: not a JSON object"),
-        ("", "no rows"),
+        ("a.jsonl", '{"question": "q"}\n', r"no column 'answer'; it has question"),
+        ("a.jsonl", f"{ROW}\n{{oops\n", r"a.jsonl, line 2: not JSON"),
+        ("a.jsonl", "[1]\n", r"a.jsonl, line 1: not a JSON object"),
+        ("a.jsonl", "", r"no rows"),
+        ("a.jsonl", f'{ROW}\n\n{{"answer": "#### 1"}}\n', r"in row 2, 'question' is missing or empty; correct"),
+        ("a.jsonl", '{"question": null, "answer": "#### 1"}\n', r"in row 1, 'question' is missing or empty"),
+        ("a.jsonl", '{"question": " ", "answer": "#### 1"}\n', r"in row 1, 'question' is missing or empty"),
+        ("a.jsonl", '{"question": ["q"], "answer": "#### 1"}\n', r"in row 1, 'question' is .* not a text"),
+        ("a.jsonl", f'{ROW}\n{{"question": "q"}}\n', r"1 of 2 references cannot be read, .* row 2: there is none"),
+        ("a.jsonl", f'{ROW}\n{{"question": "q", "answer": null}}\n', r"row 2: there is none"),
+        ("a.jsonl", f'{ROW}\n{{"question": "q", "answer": ["#### 1"]}}\n', r"row 2: there is none"),
+        ("a.jsonl", f'{ROW}\n{{"question": "q", "answer": "#### "}}\n', r"row 2, '': it is blank"),
+        ("a.jsonl", f"{ROW}\ncaf\u00e9".encode("latin-1"), r"a.jsonl, line 2: not UTF-8; save the file in"),
+        ("a.csv", "question,answer\ncaf\u00e9,1\n".encode("latin-1"), r"a.csv, line 2: not UTF-8"),
+        ("a.json", ROW, r"a.json: not a list of objects; write"),
+        ("a.json", "[1]", r"a.json, row 1: not a JSON object"),
+        ("a.json", f"[{ROW},\n", r"a.json, line 2: not JSON"),
+        ("a.parquet", "text", r"a.parquet: not a Parquet file that can be read"),
     ],
 )
-def test_a_bad_file_is_one_sentence(tmp_path, text, message):
-    path = tmp_path / "data.jsonl"
-    path.write_text(text)
-    with pytest.raises(ValueError, match=message):
+def test_a_bad_file_is_one_sentence(tmp_path, name, text, message):
+    path = tmp_path / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match=message) as refused:
         dataset(path).size("train")
+    assert str(refused.value).startswith("task.splits.train") and "\n" not in str(refused.value)
+
+
+def test_what_is_no_file_is_one_sentence(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match=r"task.splits.train: .* is a folder; name a file in it"):
+        dataset(tmp_path).size("train")
+    with pytest.raises(ValueError, match=r"task.splits.train: openai/gsm8k: neither a file .* nor a hub dataset"):
+        dataset("openai/gsm8k").size("train")
+
+    def unreachable(*arguments, **options):
+        raise ConnectionError("no route\nto the hub")
+
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=unreachable))
+    with pytest.raises(ValueError, match=r"the hub does not give it \(no route\); check the spelling and the network"):
+        dataset("openai/gsm8k:main:train").size("train")
 
 
 def test_a_missing_file_is_noticed_before_training(tmp_path):

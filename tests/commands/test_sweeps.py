@@ -1,0 +1,129 @@
+"""Sweeps whose jobs are refused, crash or are killed: the others go on, and the end tells what came of each."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from bae.callbacks import Telemetry
+from bae.commands.jobs import JobLog, State
+from bae.signals import Stopped
+from tests.commands.test_train import SMALL, runs, train  # noqa: F401
+from tests.support import ROOT
+
+PLAIN = ["callbacks.held_out.every=0", "callbacks.checkpoints.log_policy=false"]
+KILLS = """
+import os, sys, time
+from pathlib import Path
+
+from bae.callbacks import Telemetry
+
+
+class Killing(Telemetry):
+    def on_train_batch_end(self, trainer, module, outputs, batch, index):
+        super().on_train_batch_end(trainer, module, outputs, batch, index)
+        if module.trainer.datamodule.seed == 2 and batch.step == 1:
+            os._exit(9) if HOW == "exit" else os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.fixture
+def crash_at(monkeypatch):
+    """Let the job with this seed crash at the end of its first step."""
+    real = Telemetry.on_train_batch_end
+
+    def plan(seed, action):
+        def hook(self, trainer, module, outputs, batch, index):
+            real(self, trainer, module, outputs, batch, index)
+            if trainer.datamodule.seed == seed:
+                action()
+
+        monkeypatch.setattr(Telemetry, "on_train_batch_end", hook)
+
+    return plan
+
+
+def raises():
+    raise RuntimeError("two\nlines")
+
+
+def rows(out):
+    """{job: (state, note)} of the closing table."""
+    found = re.findall(r"^(\S*(?: \S+=\S+)*)  (done|failed|skipped|stopped|not begun) +(.*)$", out, re.M)
+    return {job: (state, note) for job, state, note in found}
+
+
+@pytest.mark.fault("sweeps")
+def test_no_job_ends_the_others(train, crash_at, capsys):  # noqa: F811
+    crash_at(1, raises)
+    sweep = ["seed=0,1", "steps=0,1", *PLAIN, "-m"]
+    with pytest.raises(SystemExit) as stopped:
+        train(*sweep)
+    assert re.search(r"3 of the jobs failed; .* skip_finished=true, which skips what is done", str(stopped.value))
+    out, error = capsys.readouterr()
+    table = rows(out)
+    assert table["seed=0 steps=0"] == ("failed", "steps=0: must be above 0")
+    assert table["seed=1 steps=1"] == ("failed", "RuntimeError: two lines")
+    assert table["seed=0 steps=1"][0] == "done" and Path(table["seed=0 steps=1"][1]).is_dir()
+    assert "4 jobs: 1 done, 3 failed" in out
+    assert error.count("Traceback") == 1  # for what nobody foresaw
+    parent, *jobs = runs()
+    assert parent.info.status == "FAILED" and sorted(run.info.status for run in jobs) == ["FAILED", "FINISHED"]
+    assert "BAE_PARENT_RUN" not in os.environ and "BAE_SWEPT" not in os.environ
+
+    crash_at(None, raises)
+    train("seed=0,1", "steps=1", *PLAIN, "skip_finished=true", "-m")
+    table = rows(capsys.readouterr().out)
+    assert table["seed=0"] == ("skipped", "done before") and table["seed=1"][0] == "done"
+    assert runs()[-2].info.status == "FINISHED"
+
+
+@pytest.mark.fault("signals")
+def test_a_signal_stops_the_whole_sweep(train, crash_at, capsys):  # noqa: F811
+    crash_at(1, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Stopped) as stopped:
+        train("seed=0,1,2", "steps=2", *PLAIN, "-m")
+    assert stopped.value.code == 143
+    assert [state for state, _ in rows(capsys.readouterr().out).values()] == ["done", "stopped", "not begun"]
+    assert [run.info.status for run in runs()] == ["KILLED", "FINISHED", "KILLED"]
+
+
+def test_a_job_is_known_by_its_overrides(tmp_path):
+    log = JobLog(tmp_path / "sweep")
+    assert log.jobs() == []
+    for seed in (0, 1):
+        log.append([f"seed={seed}", "steps=1"], State.WAITING)
+    log.append(["seed=0", "steps=1", "resume=auto", "hydra.run.dir=x"], State.FAILED, "why")
+    assert log.jobs() == [(["seed=0", "steps=1"], State.FAILED, "why"), (["seed=1", "steps=1"], State.WAITING, "")]
+    assert log.table(["seed"]) == ["seed=0  failed     why", "seed=1  not begun  ", "2 jobs: 1 not begun, 1 failed"]
+
+
+@pytest.mark.fault("sweeps")
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("hydra_plugins.hydra_joblib_launcher") is None, reason="hydra-joblib-launcher is absent")
+@pytest.mark.parametrize("how", ["exit", "kill"])
+def test_a_killed_process_of_joblib_ends_its_own_job_alone(tmp_path, monkeypatch, how):
+    (tmp_path / "my_kill.py").write_text(KILLS.replace("HOW", repr(how)))
+    sweep = ["seed=0,1,2", "steps=0,3", *PLAIN, "callbacks.telemetry._target_=my_kill.Killing"]
+    command = [sys.executable, "-m", "bae.commands.train", *SMALL, *sweep,
+               "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "-m"]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{tmp_path}"}
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    table = rows(ended.stdout)
+    assert ended.returncode == 1 and "what is left runs in processes of its own" in ended.stderr
+    states = {job: state for job, (state, _) in table.items()}
+    assert states == {
+        f"seed={s} group_size={g}": "failed" if g == 0 or s == 2 else "done" for s in range(3) for g in (0, 4)
+    }
+    words = "its process ended with exit code 9" if how == "exit" else "its process was killed by SIGKILL"
+    assert words in table["seed=2 steps=3"][1]
+    monkeypatch.chdir(tmp_path)
+    parent, *jobs = runs()
+    assert parent.info.status == "FAILED"
+    assert {run.data.params["seed"] for run in jobs if run.info.status == "FINISHED"} == {"0", "1"}
+    assert not [run for run in jobs if run.info.status == "RUNNING"]
