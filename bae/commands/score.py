@@ -5,7 +5,6 @@ import re
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -123,15 +122,22 @@ def read(texts: Sequence[str]) -> bytes:
 
 def _read_file(text: str) -> bytes:
     """Return the bytes of the file of that name, or else of the text itself. Raises UserError."""
-    with suppress(OSError, ValueError):  # the text is too long for a name, or holds what no name may
-        if Path(text).is_dir():
-            raise cli.UserError(f"{text}: it is a folder; name a file")
-        if Path(text).is_file():
-            with open(text, "rb") as file:
-                return file.read(MOST + 1)
-    if re.fullmatch(r"\S+\.(txt|md|log|out|jsonl?)", text):
+    path = Path(text)
+    try:
+        is_folder, is_file = path.is_dir(), path.is_file()
+    except (OSError, ValueError):  # the text is too long for a name, or holds what no name may
+        return os.fsencode(text)
+    if is_folder:
+        raise cli.UserError(f"{text}: it is a folder; name a file")
+    if not is_file and re.fullmatch(r"\S+\.(txt|md|log|out|jsonl?)", text):
         raise cli.UserError(f"{text}: no such file")
-    return os.fsencode(text)
+    if not is_file:
+        return os.fsencode(text)
+    try:
+        with open(path, "rb") as file:
+            return file.read(MOST + 1)
+    except OSError as error:
+        raise cli.UserError(f"{text}: it cannot be read ({error.strerror})") from error
 
 
 def make_scorer(cfg: DictConfig, raw: bytes) -> "tuple[Scorer, SampledTokens]":

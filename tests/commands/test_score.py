@@ -106,6 +106,8 @@ def test_tokens_are_counted_by_a_tokenizer(score):
         ([" ", "reference=2"], "the completion is empty"),
         (["own.txt", "reference=2"], "own.txt: no such file"),
         ([".", "reference=2"], ".: it is a folder"),
+        (["/proc/self/mem", "reference=2"], "/proc/self/mem: it cannot be read"),
+        (["x" * 2_000_000, "reference=2"], "more than 1000000 bytes"),
         ([RIGHT], "give the right answer, reference="),
         ([RIGHT, "reference=two"], "reference=two: it is not an integer, or too long"),
         ([RIGHT, "reference=2", "html=."], "html=.: it is a folder"),
