@@ -19,11 +19,8 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from bae.commands.jobs import JobLog, State
+from bae.commands.jobs import SWEPT, JobLog, State, label
 from bae.commands.process_setup import program
-
-SWEPT = "BAE_SWEPT"
-"""The environment variable by which a sweep tells its jobs which keys it sweeps."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +81,7 @@ def swept_keys(hydra: DictConfig) -> list[str]:
 def job_name(name: str) -> str:
     """Return the name of a run. In a sweep it says what sets the job apart from the others."""
     swept = os.environ.get(SWEPT, "").split()
-    own = [o for o in HydraConfig.get().overrides.task if o.partition("=")[0] in swept]
-    return " ".join([name, *own])
+    return f"{name} {label(HydraConfig.get().overrides.task, swept)}".rstrip()
 
 
 class SweepParent(Callback):

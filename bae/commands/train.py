@@ -140,7 +140,7 @@ def ranks_of_one_job(cfg: DictConfig, checkpoint: Path | None) -> Iterator[None]
         own = [f"resume={cfg.output_folder}"] if checkpoint else [o for o in own if o != f"resume={AUTO}"]
     if is_auto or composed.mode == RunMode.MULTIRUN:
         folders = [f"--config-dir={s.path}" for s in composed.runtime.config_sources if s.provider == "command-line"]
-        sys.argv = [command[0], *folders, *own, f"output_folder={cfg.output_folder}"]
+        sys.argv = [command[0], *folders, *own, f"output_folder={cli.quoted(cfg.output_folder)}"]
     try:
         yield
     finally:
