@@ -1,6 +1,7 @@
 """Keep what came of each job of a sweep: a file beside the jobs' folders, and the closing table."""
 
 import json
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
@@ -14,6 +15,8 @@ from bae.signals import Stopped
 
 FILE = "jobs.jsonl"
 """The file of a sweep's folder that has a line whenever the state of a job changes."""
+SWEPT = "BAE_SWEPT"
+"""The environment variable by which a sweep tells its jobs which keys it sweeps."""
 SHOWN = 200
 """The characters of an unforeseen error that the closing table shows."""
 
@@ -61,11 +64,16 @@ class JobLog:
     def table(self, swept: Sequence[str]) -> list[str]:
         """Return the closing table: a line for each job, and one that counts. swept: the keys by which jobs differ."""
         jobs = self.jobs()
-        labels = [" ".join(o for o in job if o.partition("=")[0].lstrip("+") in swept) for job, _, _ in jobs]
+        labels = [label(job, swept) for job, _, _ in jobs]
         width = max(map(len, labels), default=0)
         rows = [f"{name:<{width}}  {state:<9}  {note}" for name, (_, state, note) in zip(labels, jobs, strict=True)]
         counts = [(self.count(state), state) for state in State]
         return [*rows, f"{len(jobs)} jobs: " + ", ".join(f"{count} {state}" for count, state in counts if count)]
+
+
+def label(overrides: Iterable[str], swept: Sequence[str]) -> str:
+    """Return what sets a job apart from the others: its values of the keys that differ."""
+    return " ".join(o for o in overrides if o.partition("=")[0].lstrip("+") in swept)
 
 
 def _own(overrides: Iterable[str]) -> list[str]:
@@ -104,7 +112,7 @@ def run_job(
         if sentence is None:
             traceback.print_exc()
             sentence = f"{type(error).__name__}: {' '.join(str(error).split())[:SHOWN]}"
-        print(f"the job {' '.join(_own(overrides))} failed: {sentence}", file=sys.stderr)
+        print(f"job {label(overrides, os.environ.get(SWEPT, '').split())} failed: {sentence}", file=sys.stderr)
         log.append(overrides, State.FAILED, sentence)
     else:
         log.append(overrides, *((State.SKIPPED, "done before") if folder is None else (State.DONE, str(folder))))

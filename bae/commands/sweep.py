@@ -23,7 +23,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from bae.commands.jobs import SWEPT, JobLog, State
+from bae.commands.jobs import SWEPT, JobLog, State, label
 from bae.commands.process_setup import program
 from bae.commands.resuming import PLACES
 
@@ -100,8 +100,7 @@ def digest(hydra: DictConfig, varied: Mapping[str, str]) -> str:
 
 def job_name(name: str) -> str:
     """Return the name of a run. In a sweep it is what sets the job apart from the others."""
-    keys = os.environ.get(SWEPT, "").split()
-    return " ".join(o for o in HydraConfig.get().overrides.task if o.partition("=")[0] in keys) or name
+    return label(HydraConfig.get().overrides.task, os.environ.get(SWEPT, "").split()) or name
 
 
 class SweepParent(Callback):

@@ -174,7 +174,7 @@ def ranks_of_one_job(cfg: DictConfig, checkpoint: Path | None) -> Iterator[None]
     if is_auto:
         own = [f"resume={cfg.output_folder}"] if checkpoint else [o for o in own if o != f"resume={AUTO}"]
     if is_auto or composed.mode == RunMode.MULTIRUN:
-        sys.argv = [command[0], *user_folders(composed), *own, f"output_folder={cfg.output_folder}"]
+        sys.argv = [command[0], *user_folders(composed), *own, f"output_folder={cli.quoted(cfg.output_folder)}"]
     try:
         yield
     finally:

@@ -1,5 +1,6 @@
 """From sampled tokens to rewards: find blocks, verify answers, apply each objective, handle malformed output."""
 
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -104,10 +105,21 @@ class Scorer:
             reached = (block_of == k).any(1)
             values = reward_values(objective, completions)
             values[~torch.tensor([c.well_formed[k] for c in completions], dtype=torch.bool)] = torch.nan
+            self._warn_of_worst(j, values)
             malformed[:, j] = reached & values.isnan()
             present[:, j] = reached & ~(malformed[:, j] & (self.malformed[j] == "mask"))
             rewards[:, j] = torch.where(malformed[:, j], self.malformed_reward(j), values).where(present[:, j], 0.0)
         return Scored(list(completions), block_of, rewards, present, malformed, numbers)
+
+    def _warn_of_worst(self, j: int, values: Tensor) -> None:
+        """Warn if a completion in form earned less than a malformed one does; values: (N,), NaN for malformed ones."""
+        objective = self.objectives[j]
+        if self.malformed[j] == "penalise" and (values.isfinite() & (values < self.malformed_reward(j))).any():
+            warnings.warn(  # the text is the same each time, so it is shown once
+                f"{objective.key}.worst={objective.worst}: a completion in form earned less, so malformed output pays; "
+                "give the lowest reward there is",
+                stacklevel=2,
+            )
 
     def _with_repeats(self, completions: Sequence[Completion], answers: Sequence[Sequence[str]]) -> list[Completion]:
         """Tell which later answers repeat the first one.

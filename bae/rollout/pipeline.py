@@ -40,13 +40,12 @@ class Pipeline:
     @property
     def context(self) -> int | None:
         """Return the tokens of prompt and completion that the policy was made for; None if its model does not say."""
-        return getattr(self.policy.model.config, "max_position_embeddings", None)
+        config = getattr(self.policy.model, "config", None)
+        return getattr(config, "max_position_embeddings", None)
 
     def prompt(self, problem: Problem) -> list[int]:
         """Return the tokens of a prompt. Raises UserError if the policy has no room for even one token after it."""
         ids = self.policy.encode(self.system_prompt, problem.question, self.examples)
-        if not ids:
-            raise UserError(f"the prompt of problem {problem.id} has no tokens; see model.prompt_template")
         if self.context and len(ids) >= self.context:
             raise UserError(
                 f"the prompt of problem {problem.id} has {len(ids)} tokens, and the context of the model "

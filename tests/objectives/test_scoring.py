@@ -3,7 +3,9 @@
 import math
 import multiprocessing
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -338,3 +340,19 @@ def test_a_bad_reference_stops_the_batch():
     with pytest.raises(UserError, match="problem p: the reference is not an integer"):
         run(Paced(rows_of([RIGHT]), 0.0), verifier, Problem("p", "", "five"))
     assert verifier.closed == 1
+
+
+def test_a_worst_that_is_not_the_lowest_reward_is_warned_of():
+    generous = [replace(OBJECTIVES[0], worst=0.5), OBJECTIVES[1]]
+    with pytest.warns(UserWarning, match=r"objectives.rewards.correctness.worst=0.5: .* malformed output pays"):
+        score([WRONG + SURE], objectives=generous)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        score([RIGHT + SURE, WRONG + SURE, "no tags"])
+        score([WRONG + SURE], objectives=generous, malformed="mask")  # then it earns nothing
+
+
+@pytest.mark.parametrize("changes", [{"weight": -1.0}, {"weight": math.nan}, {"weight": math.inf}, {"worst": math.nan}])
+def test_numbers_of_an_objective_that_cannot_work(changes):
+    with pytest.raises(ValueError, match=r"objectives.rewards.correctness.(weight|worst)="):
+        replace(OBJECTIVES[0], **changes)
