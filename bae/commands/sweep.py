@@ -18,6 +18,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobReturn
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
@@ -136,7 +137,7 @@ class SweepParent(Callback):
         processes = int(hydra.launcher.get("n_jobs") or 1)
         _open.append(Sweep(logger.tracking_uri, parent, log, hydra.job.config_name, processes))
 
-    def on_job_end(self, config: DictConfig, **kwargs: Any) -> None:
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """List the job on the parent's page."""
         from bae.report import sweep_page, tracking
 

@@ -123,7 +123,7 @@ def record(cfg: DictConfig, trainer: "L.Trainer", model: "CausalLM", is_new: boo
         composed = HydraConfig.get()
         given = composed.overrides.task
         logger.log_config(plain(cfg), parameters(cfg, composed.runtime.choices, given))
-        logger.set_tags(source(shlex.join([f"bae-{composed.job.config_name}", *user_folders(composed), *given])))
+        logger.set_tags(source(shlex.join([f"bae-{composed.job.config_name}", *folder_arguments(composed), *given])))
     else:
         logger.set_status("RUNNING")  # it may be FINISHED or FAILED
     logger.set_tags(
@@ -149,7 +149,7 @@ def describe(cfg: DictConfig, trainer: "L.Trainer") -> None:
         logger.set_tags({NOTE: description(logger.log, cfg.steps, prefix, list(splits))})
 
 
-def user_folders(composed: "HydraConf") -> list[str]:
+def folder_arguments(composed: "HydraConf") -> list[str]:
     """Return the arguments by which the user added folders of configuration."""
     return [f"--config-dir={s.path}" for s in composed.runtime.config_sources if s.provider == "command-line"]
 
@@ -174,7 +174,7 @@ def ranks_of_one_job(cfg: DictConfig, checkpoint: Path | None) -> Iterator[None]
     if is_auto:
         own = [f"resume={cfg.output_folder}"] if checkpoint else [o for o in own if o != f"resume={AUTO}"]
     if is_auto or composed.mode == RunMode.MULTIRUN:
-        sys.argv = [command[0], *user_folders(composed), *own, f"output_folder={cli.quoted(cfg.output_folder)}"]
+        sys.argv = [command[0], *folder_arguments(composed), *own, f"output_folder={cli.quoted(cfg.output_folder)}"]
     try:
         yield
     finally:
