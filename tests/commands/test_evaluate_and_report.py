@@ -159,7 +159,7 @@ def test_verdicts_and_confidences_are_taken_as_they_are(tmp_path):
     file.write_text("id,right,stated\n" + "a,true,0.9\na,false,0.6\nb,1,\nb,correct,1\n")
     columns = ["columns.correct=right", "columns.confidence=stated", "columns.question=id"]
     with pytest.warns(UserWarning, match="judged.csv, row 3: it states no confidence"):
-        call(evaluate, tmp_path / "outputs", f"completions={file}", *columns, "resamples=20", "verifier=null")
+        call(evaluate, tmp_path / "outputs", f"completions={file}", *columns, "resamples=20")
     _, (run,) = runs(tmp_path / "outputs")
     m = run.data.metrics
     assert m["eval/completions/accuracy"] == m["eval/completions/coverage"] == 0.75
