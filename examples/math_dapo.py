@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bae.files import write_atomically
-from bae.tasks.dataset import read_table
+from bae.tasks.tables import read_table
 from bae.text.verifier import MathVerifier
 
 

@@ -67,7 +67,8 @@ def main(file: Path, groups: int = 100_000) -> dict[str, float]:
             best[name] = float(STATED[smooth.argmax()])
             left.plot(STATED, earned, ".", color=COLOURS[i], markersize=1.5)
             left.plot(STATED, smooth, color=COLOURS[i], marker="", label=f"{name}: best is {best[name]:.2f}")
-        left.axvline(p, color="0.6", linestyle="--", linewidth=0.8)
+            left.axvline(best[name], color=COLOURS[i], linestyle=":", linewidth=0.8)
+        left.set(xlim=(0.6, 1), ylim=(0.1, 0.24))  # the best numbers lie here
         left.set(xlabel="Stated confidence", ylabel="Mean advantage", title=f"p = {p}, groups of {group_size}")
         sizes = [2, 4, 8, 16, 32, 64]
         for i, share in enumerate((0.6, 0.75, 0.9), 2):

@@ -172,6 +172,7 @@ def error_distributions(
     return figure
 
 
+@style.context(STYLE)
 def comparison(values: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
     """Draw metrics of several settings side by side: a dot for each run, the mean, and its standard error over runs.
 

@@ -159,7 +159,7 @@ def test_verdicts_and_confidences_are_taken_as_they_are(tmp_path):
     file.write_text("id,right,stated\n" + "a,true,0.9\na,false,0.6\nb,1,\nb,correct,1\n")
     columns = ["columns.correct=right", "columns.confidence=stated", "columns.question=id"]
     with pytest.warns(UserWarning, match="judged.csv, row 3: it states no confidence"):
-        call(evaluate, tmp_path / "outputs", f"completions={file}", *columns, "resamples=20", "verifier=null")
+        call(evaluate, tmp_path / "outputs", f"completions={file}", *columns, "resamples=20")
     _, (run,) = runs(tmp_path / "outputs")
     m = run.data.metrics
     assert m["eval/completions/accuracy"] == m["eval/completions/coverage"] == 0.75
@@ -259,6 +259,26 @@ def test_error_distributions_are_drawn(tmp_path):
     assert [text.get_text() for text in bottom.texts[:3]] == ["0.100", "n/a", "0.300"]
     low, high = bottom.get_ylim()
     assert low == -high and top.get_ylim() == (low, high)
+    heights = [path.vertices[:, 1] for violin in top.collections for path in violin.get_paths()]
+    assert all(low < y.min() and y.max() < high for y in heights)  # no violin is cut off
     given = figures.error_distributions(errors, {"correct": {names[0]: 0.0421}}).axes[0]
     assert [text.get_text() for text in given.texts[:2]] == ["0.042", "n/a"]
     assert figures.error_distributions({"all": {"OCB": [0.0]}}).axes[0].get_ylim() == (-1, 1)
+
+
+def test_bars_of_curves_do_not_cover_each_other():
+    from bae.evaluation import figures
+
+    histories = {name: [dict.fromkeys(range(8), seed + i) for seed in (0, 1)] for i, name in enumerate("abc")}
+    (panel,) = figures.training_curves({"": histories}, "ECE on held-out problems").axes
+    bars = [{segment[0][0] for segment in bar.get_segments()} for bar in panel.collections]
+    assert len(bars) == 3 and all(bars) and len(set.union(*bars)) == sum(map(len, bars))
+    assert panel.get_ylabel() == "ECE on held-out problems" and panel.lines[0].get_ydata().tolist() == [0.5] * 8
+
+
+def test_the_style_sheet_is_found_by_its_name():
+    import matplotlib
+
+    with matplotlib.style.context("bae.evaluation.paper"):
+        assert matplotlib.rcParams["savefig.dpi"] == 300
+    assert matplotlib.rcParams["savefig.dpi"] != 300  # importing figures changes nothing
