@@ -6,7 +6,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from bae.commands.resuming import PLACES
+from bae.commands.schema import PLACES
 
 MORE = (
     "model.path",

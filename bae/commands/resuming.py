@@ -13,11 +13,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from bae.commands import cli
 from bae.commands.build import plain, run_folder, run_id_of, saved_config
+from bae.commands.schema import PLACES
 
 AUTO = "auto"
 """The value of `resume` that means the newest unfinished run of this configuration, or a new run."""
-PLACES = ("outputs", "output_folder", "logger", "name", "resume", "trust", "skip_finished", "stop_within", "preview")
-"""Keys that change no result."""
 
 
 @dataclass(frozen=True)

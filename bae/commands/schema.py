@@ -12,6 +12,9 @@ from omegaconf import MISSING, OmegaConf
 
 from bae.training.options import StepOptions, UpdateOptions
 
+PLACES = ("outputs", "output_folder", "logger", "name", "resume", "trust", "skip_finished", "stop_within", "preview")
+"""Keys that change no result."""
+
 
 @dataclass
 class RunSchema:

@@ -26,7 +26,7 @@ from omegaconf import DictConfig
 
 from bae.commands.jobs import SWEPT, JobLog, State, label
 from bae.commands.process_setup import program
-from bae.commands.resuming import PLACES
+from bae.commands.schema import PLACES
 
 
 @dataclass(frozen=True)
