@@ -21,7 +21,7 @@ def test_both_pictures_of_two_measurements(tmp_path):
     ]  # fmt: skip
     drawn = (folder / "reliability.svg").read_text()
     assert "before (step 0)" in drawn and "after (step 50)" in drawn
-    assert "ECE 0.900" in drawn and "ECE 0.100" in drawn and "n 2" in drawn
+    assert "ECE 0.900" in drawn and "ECE 0.100" in drawn and "n = 2" in drawn
 
 
 def test_without_confidences_there_is_the_accuracy_alone(tmp_path):
