@@ -25,11 +25,11 @@ ABOVE: dict[str, Any] = {"fontsize": 6, "textcoords": "offset points"}  # texts 
 STRATEGIES = {"pass@1": "Pass@1", "pass@k": "Pass@k", "maj": "Maj", "maxconf": "MaxConf", "weighted_maj": "WeightedMaj"}
 
 
-def save(figure: Figure, stem: Path) -> list[Path]:
-    """Write `<stem>.png` and `<stem>.svg`, and return the two paths."""
+def save(figure: Figure, stem: Path, dpi: int = 200) -> list[Path]:
+    """Write `<stem>.png` and `<stem>.svg`, and return the two paths; dpi: pixels an inch of the PNG."""
     paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "svg")]
     for path in paths:
-        figure.savefig(path, dpi=200, metadata={"Date": None} if path.suffix == ".svg" else None)
+        figure.savefig(path, dpi=dpi, metadata={"Date": None} if path.suffix == ".svg" else None)
     return paths
 
 
@@ -156,6 +156,7 @@ def comparison(values: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
     """
     names = list(dict.fromkeys(name for settings in values.values() for name in settings))
     figure, panels = _panels(len(values), rows=1, height=0.7 + 0.28 * len(names))
+    figure.set_figwidth(max(WIDTH, 0.8 + 1.3 * len(values)))
     for (title, settings), panel in zip(values.items(), panels[0], strict=True):
         for y, name in enumerate(names):
             runs = np.asarray(settings.get(name, ()), dtype=float)
@@ -168,6 +169,7 @@ def comparison(values: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
         panel.set_title(title, **STYLE)
         panel.set_ylim(len(names) - 0.5, -0.5)
         panel.set_yticks([])
+        panel.locator_params(axis="x", nbins=3)
     panels[0][0].set_yticks(range(len(names)), names, fontsize=6)
     return figure
 

@@ -2,7 +2,6 @@
 
 import pytest
 from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import open_dict
 
 from bae.commands import cli, schema
@@ -23,9 +22,11 @@ def composed(*overrides, name="train"):
 
 def test_what_people_compare_is_there_and_no_target():
     found = composed("experiment=quickstart")
-    expected = {"model": "tiny", "task": "arithmetic", "objectives": "confidence_brier", "baseline": "ocb", "lr": "0.0002",
-                "first_block_baseline": "group_mean", "optimizer": "adamw", "strategy": "cpu", "steps": "300", "seed": "0",
-                "group_size": "16", "prompts_per_step": "32", "max_new_tokens": "48", "experiment": "quickstart",
+    expected = {"model": "tiny", "task": "arithmetic", "objectives": "confidence_brier", "baseline": "ocb",
+                "lr": "0.0002",
+                "first_block_baseline": "group_mean", "optimizer": "adamw", "strategy": "cpu", "steps": "300",
+                "seed": "0", "group_size": "16", "prompts_per_step": "32", "max_new_tokens": "48",
+                "experiment": "quickstart",
                 "training.warmup_steps": "30"}  # fmt: skip
     assert expected.items() <= found.items()
     assert len(found) < 40
