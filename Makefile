@@ -91,7 +91,7 @@ faults: $(VENV)/.project ## Inject faults into tiny runs: make faults ARGS='sigk
 
 .PHONY: ui
 ui: $(VENV)/.project ## Open MLflow on the runs in outputs/
-	@echo "Open http://127.0.0.1:5000/#/experiments?workflowType=machine_learning"
+	@$(BIN)/python -c 'from bae.report.store import pages; print(*pages("sqlite:///outputs/mlflow.db"), sep="\n")'
 	@$(BIN)/mlflow ui --workers 1 --backend-store-uri sqlite:///outputs/mlflow.db $(ARGS)
 
 .PHONY: lock

@@ -9,7 +9,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from matplotlib import style
+from matplotlib import rcParams, style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -25,11 +25,13 @@ STRATEGIES = {"pass@1": "Pass@1", "pass@k": "Pass@k", "maj": "Maj", "maxconf": "
 
 
 @style.context(STYLE)
-def save(figure: Figure, stem: Path) -> list[Path]:
-    """Write `<stem>.png` (300 dpi) and `<stem>.svg`, and return the two paths."""
+def save(figure: Figure, stem: Path, dpi: int | None = None) -> list[Path]:
+    """Write `<stem>.png` and `<stem>.svg`, and return the two paths; dpi: pixels an inch of the PNG, by default 300."""
     paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "svg")]
     for path in paths:
-        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+        figure.savefig(
+            path, dpi=dpi or rcParams["savefig.dpi"], metadata={"Date": None} if path.suffix == ".svg" else None
+        )
     return paths
 
 
@@ -181,6 +183,7 @@ def comparison(values: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
     """
     names = list(dict.fromkeys(name for settings in values.values() for name in settings))
     figure, panels = make_panels(len(values), rows=1, height=0.7 + 0.28 * len(names))
+    figure.set_figwidth(max(WIDTH, 0.8 + 1.3 * len(values)))
     for (title, settings), panel in zip(values.items(), panels[0], strict=True):
         for y, name in enumerate(names):
             runs = np.asarray(settings.get(name, ()), dtype=float)
@@ -193,6 +196,7 @@ def comparison(values: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
         panel.set_title(title)
         panel.set_ylim(len(names) - 0.5, -0.5)
         panel.set_yticks([])
+        panel.locator_params(axis="x", nbins=3)
     panels[0][0].set_yticks(range(len(names)), names)
     return figure
 

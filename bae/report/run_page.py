@@ -13,6 +13,9 @@ BRIEF = ("accuracy", "ece", "brier", "auroc")
 """The ones among them that are shown in one line."""
 RMSE = "fidelity/own/rmse"
 
+GAP = "&emsp;"
+"""The space after a cell: MLflow puts none between the columns of a table."""
+
 Change = tuple[str, float, float]
 """A metric, its value before the first step and after the last one; NaN where the log has none."""
 
@@ -101,8 +104,8 @@ def _results(log: RunLog, prefix: str | None, steps: int) -> str:
         rows.append((f"RMSE of the baseline, step {found[0]}", "", number(found[1])))
     if not rows:
         return ""
-    head = [f"| held-out problems | before | after {steps} steps |", "|---|---|---|"]
-    return "\n".join([*head, *(f"| {name} | {before} | {after} |" for name, before, after in rows)])
+    head = [f"| held-out problems | before{GAP} | after {steps} steps |", "|---|---|---|"]
+    return "\n".join([*head, *(f"| {name}{GAP} | {before}{GAP} | {after} |" for name, before, after in rows)])
 
 
 def _picture(log: RunLog, split: str) -> str:

@@ -81,6 +81,13 @@ def page(tracking_uri: str, experiment_id: str | None = None, run_id: str | None
     return f"{server}/#/experiments{place}?workflowType=machine_learning"
 
 
+def pages(tracking_uri: str) -> list[str]:
+    """Return a line for each experiment of a store: its name and the address of its runs; the newest comes first."""
+    with store(tracking_uri) as client:
+        found = client.search_experiments(order_by=["last_update_time DESC"])
+    return [f"{each.name:<24} {page(tracking_uri, each.experiment_id)}" for each in found]
+
+
 def absolute(tracking_uri: str) -> str:
     """Return a URI of the same store that does not depend on the working directory."""
     if not tracking_uri.startswith(SQLITE):

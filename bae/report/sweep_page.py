@@ -12,7 +12,7 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from bae.evaluation import figures
-from bae.report.run_page import RMSE
+from bae.report.run_page import GAP, RMSE
 from bae.report.store import connect, reason
 from bae.report.tracking import MEMBER, NOTE, SWEEP
 
@@ -23,6 +23,8 @@ PLACES = ("eval/val", "val")
 METRICS = {"accuracy": "accuracy", "ece": "ECE", "brier": "Brier", "auroc": "AUROC", "rmse": "RMSE"}
 """{metric: its label}. RMSE is that of the run's own baseline against Monte Carlo."""
 SEED = "seed"
+PAGE_DPI = 100
+"""Pixels an inch of a figure that MLflow shows: it shows it as large as it is."""
 TAG_LIMIT = 8000
 """The most characters of a description."""
 
@@ -68,19 +70,25 @@ def runs_table(runs: Sequence[Run], varied: Sequence[str]) -> pandas.DataFrame:
         varied: keys that the runs differ in.
     """
     keys = [key for key in varied if key != SEED]
-    finished = [run for run in runs if run.info.status == "FINISHED"]
-    place = next(
-        (p for p in PLACES if finished and all(f"{p}/accuracy" in r.data.metrics for r in finished)), PLACES[-1]
-    )
-    rows: dict[tuple[str, str], dict[str, object]] = {}
-    for run in sorted(runs, key=lambda run: run.info.status == "FINISHED"):  # stable: the newest comes last
-        params, metrics = run.data.params, run.data.metrics
-        setting = " ".join(f"{key}={params.get(key, '?')}" for key in keys) or "all"
-        seed = params.get(SEED, "?")
-        values = {m: metrics.get(RMSE if m == "rmse" else f"{place}/{m}", math.nan) for m in METRICS}
+    chosen: dict[tuple[str, str], Run] = {}
+    for run in runs:
+        params = run.data.params
+        which = " ".join(f"{key}={params.get(key, '?')}" for key in keys) or "all", params.get(SEED, "?")
+        if which not in chosen or _is_finished(run) or not _is_finished(chosen[which]):
+            chosen[which] = run
+    finished = [run for run in chosen.values() if _is_finished(run)]
+    place = next((p for p in PLACES if all(f"{p}/accuracy" in run.data.metrics for run in finished)), PLACES[-1])
+    names = {metric: RMSE if metric == "rmse" else f"{place}/{metric}" for metric in METRICS}
+    rows = []
+    for (setting, seed), run in chosen.items():
+        values = {metric: run.data.metrics.get(name, math.nan) for metric, name in names.items()}
         ids = {"run": run.info.run_id, "experiment": run.info.experiment_id}
-        rows[setting, seed] = {"setting": setting, SEED: seed, **values, "state": run.info.status.lower(), **ids}
-    return pandas.DataFrame(list(rows.values()), columns=["setting", SEED, *METRICS, "state", "run", "experiment"])
+        rows.append({"setting": setting, SEED: seed, **values, "state": run.info.status.lower(), **ids})
+    return pandas.DataFrame(rows, columns=["setting", SEED, *METRICS, "state", "run", "experiment"])
+
+
+def _is_finished(run: Run) -> bool:
+    return str(run.info.status) == "FINISHED"
 
 
 def summarise(table: pandas.DataFrame) -> pandas.DataFrame:
@@ -106,36 +114,37 @@ def summarise(table: pandas.DataFrame) -> pandas.DataFrame:
 def description(parent: Run, table: pandas.DataFrame, summary: pandas.DataFrame) -> str:
     """Return the Markdown of a sweep. If it is too long for MLflow, runs are not linked, then the table is cut."""
     command = parent.data.tags.get("mlflow.source.name", "")
-    head = f"`{command}`"
     if table.empty:
-        return head
+        return f"`{command}`"
     run_id = parent.info.run_id
     tail = (
+        f"![the runs of the sweep](get-artifact?path=sweep.png&run_uuid={run_id})\n\n`{command}`\n\n"
         "Mean ± standard error over the seeds of finished runs, of held-out problems after the last step. RMSE is the "
         "error of a run's own baseline against Monte Carlo (`fidelity/own/rmse`). Artifacts: `sweep.csv` is this "
-        "table, `sweep_runs.csv` has a row for each run, `sweep.png` is the figure.\n\n"
-        f"![the runs of the sweep](get-artifact?path=sweep.png&run_uuid={run_id})"
+        "table, `sweep_runs.csv` has a row for each run, `sweep.png` is the figure."
     )
     for is_linked in (True, False):
-        text = "\n\n".join([head, "\n".join(_rows(table, summary, is_linked)), tail])
+        text = "\n\n".join(["\n".join(_rows(table, summary, is_linked)), tail])
         if len(text) <= TAG_LIMIT:
             return text
-    room = TAG_LIMIT - len(head) - len(tail) - 10
-    return "\n\n".join([head, "\n".join(_rows(table, summary, False))[:room].rpartition("\n")[0], tail])
+    room = TAG_LIMIT - len(tail) - 2
+    return "\n\n".join(["\n".join(_rows(table, summary, False))[:room].rpartition("\n")[0], tail])
 
 
 def _rows(table: pandas.DataFrame, summary: pandas.DataFrame, is_linked: bool) -> list[str]:
     """Return the lines of the Markdown table, one for each setting."""
     shown = [metric for metric in METRICS if summary[metric].notna().any()]
-    lines = ["| | " + " | ".join(METRICS[metric] for metric in shown) + " | seeds | state |"]
+    lines = ["| | " + " | ".join(f"{METRICS[metric]}{GAP}" for metric in shown) + " | seeds | state |"]
     lines.append("|---" * (len(shown) + 3) + "|")
     for _, row in summary.iterrows():
         part = table[table["setting"] == row["setting"]]
         cells = [_estimate(row[metric], row[f"{metric}_sem"]) for metric in shown]
         seeds = [_link(run, is_linked) for _, run in part.iterrows()]
-        states = ", ".join(f"{count} {state}" for state, count in part["state"].value_counts().items())
+        states = ", ".join(f"{count} {state}" for state, count in part["state"].value_counts().sort_index().items())
         lines.append(
-            "| " + " | ".join([str(row["setting"]).replace("|", "\\|"), *cells, ", ".join(seeds), states]) + " |"
+            "| "
+            + " | ".join([str(row["setting"]).replace("|", "\\|") + GAP, *cells, ", ".join(seeds) + GAP, states])
+            + " |"
         )
     return lines
 
@@ -151,7 +160,7 @@ def _estimate(value: float, error: float) -> str:
     """Return a mean with its standard error, as far as there are any."""
     if pandas.isna(value):
         return "-"
-    return f"{value:.3f}" if pandas.isna(error) else f"{value:.3f} ± {error:.3f}"
+    return (f"{value:.3f}" if pandas.isna(error) else f"{value:.3f} ± {error:.3f}") + GAP
 
 
 def _log_files(client: MlflowClient, parent: str, table: pandas.DataFrame, summary: pandas.DataFrame) -> None:
@@ -165,6 +174,6 @@ def _log_files(client: MlflowClient, parent: str, table: pandas.DataFrame, summa
         if shown:
             by_setting = {str(name): part for name, part in finished.groupby("setting", sort=False)}
             values = {METRICS[m]: {name: part[m].tolist() for name, part in by_setting.items()} for m in shown}
-            figures.save(figures.comparison(values), folder / "sweep")
+            figures.save(figures.comparison(values), folder / "sweep", PAGE_DPI)
         for path in sorted(folder.iterdir()):
             client.log_artifact(parent, str(path))
