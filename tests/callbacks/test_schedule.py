@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bae.callbacks.schedule import at_least_one, due
+from bae.callbacks.schedule import at_least_one, due, not_negative
 
 
 @given(steps=st.integers(1, 60), every=st.integers(0, 20), at_the_end=st.booleans())
@@ -35,3 +35,12 @@ def test_values_below_one_are_refused(every, size):
     wrong = f"every={every}" if every < 1 else f"size={size}"
     with pytest.raises(ValueError, match=rf"^callbacks\.name\.{wrong}: must be 1 or more$"):
         at_least_one("name", every=every, size=size)
+
+
+@given(st.integers(-5, 5))
+def test_values_below_zero_are_refused(every):
+    if every >= 0:
+        not_negative("name", every=every)
+        return
+    with pytest.raises(ValueError, match=rf"^callbacks\.name\.every={every}: must not be negative$"):
+        not_negative("name", every=every)
