@@ -12,7 +12,8 @@ HELD_OUT = ("accuracy", "attempt_2/accuracy", "ece", "auroc", "brier", "confiden
 BRIEF = ("accuracy", "ece", "brier", "auroc")
 """The ones among them that are shown in one line."""
 RMSE = "fidelity/own/rmse"
-
+PICTURES = ("pictures/reliability.png", "pictures/training.png")
+"""What bae.callbacks.pictures draws."""
 GAP = "&emsp;"
 """The space after a cell: MLflow puts none between the columns of a table."""
 
@@ -57,8 +58,7 @@ def description(log: RunLog, steps: int, prefix: str | None, splits: Sequence[st
     """
     params, command = _logged(log)
     parts = [_what(params, steps) + _in_short(log, prefix, steps), _results(log, prefix, steps), f"`{command}`"]
-    parts += [_picture(log, splits[0])] if splits else []
-    parts += [_places(splits), _commands(command, log.folder.absolute())]
+    parts += [_pictures(log), _places(splits), _commands(command, log.folder.absolute())]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -108,18 +108,18 @@ def _results(log: RunLog, prefix: str | None, steps: int) -> str:
     return "\n".join([*head, *(f"| {name}{GAP} | {before}{GAP} | {after} |" for name, before, after in rows)])
 
 
-def _picture(log: RunLog, split: str) -> str:
-    """Return the reliability diagram, once there is one that the page can show."""
-    run_id, picture = log.sent().run_id, f"evaluation/{split}_reliability.png"
-    there = run_id and (log.folder / picture).is_file()
-    return f"![reliability, {split}](get-artifact?path={picture}&run_uuid={run_id})" if there else ""
+def _pictures(log: RunLog) -> str:
+    """Return the pictures of the run that are there, once the page can show them."""
+    run_id = log.sent().run_id
+    there = [path for path in PICTURES if run_id and (log.folder / path).is_file()]
+    return "\n\n".join(f"![{Path(path).stem}](get-artifact?path={path}&run_uuid={run_id})" for path in there)
 
 
 def _places(splits: Sequence[str]) -> str:
     """Say where the artifacts are."""
-    pictures = ", ".join(f"`evaluation/{split}_reliability.png`" for split in splits)
-    shown = f"pictures {pictures}; " if pictures else ""
-    return f"Artifacts: {shown}what it wrote `completions/`; the policy `policy/`; the configuration `config.yaml`."
+    evaluated = ", ".join(f"`evaluation/{split}_reliability.png`" for split in splits)
+    shown = f"the evaluation {evaluated}; " if evaluated else ""
+    return f"Artifacts: pictures `pictures/`; {shown}what it wrote `completions/`; the policy `policy/`; the configuration `config.yaml`."
 
 
 def _commands(command: str, folder: Path) -> str:

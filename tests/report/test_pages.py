@@ -35,12 +35,13 @@ def test_a_run_shows_what_it_changed_and_its_own_rmse(log):
     log.append_metrics({"fidelity/own/rmse": 0.3}, 2)
     log.append_metrics({"fidelity/own/rmse": 0.1}, 4)
     log.mark_sent(Sent(0, "abc", "1"))
-    (log.folder / "evaluation").mkdir()
-    (log.folder / "evaluation" / "val_reliability.png").touch()
+    (log.folder / "pictures").mkdir()
+    (log.folder / "pictures" / "reliability.png").touch()
     text = description(log, 7, "val", ["val"])
     assert f"| ece{GAP} | 0.500{GAP} | 0.062 |" in text and "**ece 0.500 → 0.062 · RMSE 0.100**" in text
     assert f"| RMSE of the baseline, step 4{GAP} | {GAP} | 0.100 |" in text
-    assert "get-artifact?path=evaluation/val_reliability.png&run_uuid=abc" in text
+    assert "get-artifact?path=pictures/reliability.png&run_uuid=abc" in text and "training.png" not in text
+    assert "`evaluation/val_reliability.png`" in text
     (accuracy, ece) = changes(log, "val", 7)
     assert ece == ("ece", 0.5, 0.0625) and accuracy[:2] == ("accuracy", 0.25) and math.isnan(accuracy[2])
 
