@@ -119,7 +119,10 @@ def _places(splits: Sequence[str]) -> str:
     """Say where the artifacts are."""
     evaluated = ", ".join(f"`evaluation/{split}_reliability.png`" for split in splits)
     shown = f"the evaluation {evaluated}; " if evaluated else ""
-    return f"Artifacts: pictures `pictures/`; {shown}what it wrote `completions/`; the policy `policy/`; the configuration `config.yaml`."
+    return (
+        f"Artifacts: pictures `pictures/`; {shown}what it wrote `completions/`; the policy `policy/`; "
+        "the configuration `config.yaml`."
+    )
 
 
 def _commands(command: str, folder: Path) -> str:
