@@ -25,7 +25,7 @@ STOPPED = {exit_code(signum): signum for signum in STOPPING}
 class Rest:
     """Run the jobs of a sweep that have not ended, as many at a time as its launcher did.
 
-    Those that were under way go on from their newest checkpoint.
+    Those that were under way go on from their newest checkpoint, if MLflow has the run already.
 
     Args:
         sweep: that this process runs.
@@ -76,7 +76,7 @@ def run_rest(sweep: Sweep) -> None:
     """Run what is left of a sweep whose pool of processes broke. Raises Stopped as Rest.run does."""
     print(
         f"{program()}: a process of this sweep was killed, and its launcher gave up the others; what is left runs "
-        "in processes of its own, and what was under way goes on from its last checkpoint",
+        "in processes of its own, and what was under way goes on from its last checkpoint if MLflow has it",
         file=sys.stderr,
     )
     Rest(sweep).run()
