@@ -5,7 +5,6 @@ import re
 import signal
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -102,9 +101,9 @@ def test_a_job_is_known_by_its_overrides(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(find_spec("hydra_plugins.hydra_joblib_launcher") is None, reason="hydra-joblib-launcher is absent")
 @pytest.mark.parametrize("how", ["exit", "kill"])
 def test_a_killed_process_of_joblib_ends_its_own_job_alone(tmp_path, monkeypatch, how):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="hydra-joblib-launcher is not installed")
     (tmp_path / "my_kill.py").write_text(KILLS.replace("HOW", repr(how)))
     sweep = ["seed=0,1,2", "steps=0,3", *PLAIN, "callbacks.telemetry._target_=my_kill.Killing"]
     command = [sys.executable, "-m", "bae.commands.train", *SMALL, *sweep,
