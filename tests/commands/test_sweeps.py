@@ -5,7 +5,6 @@ import re
 import signal
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -105,9 +104,9 @@ def test_a_job_is_known_by_its_overrides(tmp_path):
 
 @pytest.mark.fault("sweeps")
 @pytest.mark.slow
-@pytest.mark.skipif(find_spec("hydra_plugins.hydra_joblib_launcher") is None, reason="hydra-joblib-launcher is absent")
 @pytest.mark.parametrize("how", ["exit", "kill"])
 def test_a_killed_process_of_joblib_ends_its_own_job_alone(tmp_path, monkeypatch, how):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="hydra-joblib-launcher is not installed")
     (tmp_path / "my_kill.py").write_text(KILLS.replace("HOW", repr(how)))
     sweep = ["seed=0,1,2", "steps=0,3", *PLAIN, "callbacks.telemetry._target_=my_kill.Killing"]
     command = [sys.executable, "-m", "bae.commands.train", *SMALL, *sweep,
@@ -117,9 +116,8 @@ def test_a_killed_process_of_joblib_ends_its_own_job_alone(tmp_path, monkeypatch
     table = rows(ended.stdout)
     assert ended.returncode == 1 and "what is left runs in processes of its own" in ended.stderr
     states = {job: state for job, (state, _) in table.items()}
-    assert states == {
-        f"seed={s} group_size={g}": "failed" if g == 0 or s == 2 else "done" for s in range(3) for g in (0, 4)
-    }
+    jobs = [(seed, steps) for seed in range(3) for steps in (0, 3)]
+    assert states == {f"seed={s} steps={n}": "failed" if n == 0 or s == 2 else "done" for s, n in jobs}
     words = "its process ended with exit code 9" if how == "exit" else "its process was killed by SIGKILL"
     assert words in table["seed=2 steps=3"][1]
     monkeypatch.chdir(tmp_path)
