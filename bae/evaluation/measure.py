@@ -149,9 +149,9 @@ def measure(
 
 def warn_if_none_is_right(name: str, table: pandas.DataFrame) -> None:
     """Warn, with one answer, if no answer of a completion table is right: often format and references do not fit."""
-    answered = table[table["answer"].notna()]
-    if not len(table) or table["correct"].any():
+    if not len(table) or table["correct"].any() or "answer" not in table:  # without answers there are verdicts alone
         return
+    answered = table[table["answer"].notna()]
     if len(answered):
         row = answered.iloc[0]
         one = f"one of them is {quoted(str(row['answer']), 80)} where {quoted(str(row['reference']), 80)} is right"

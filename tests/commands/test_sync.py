@@ -47,7 +47,7 @@ def test_a_run_trains_without_its_store_and_is_sent_later(tmp_path, monkeypatch,
         assert server.runs[run_id]["params"]["steps"] == "2"
         files = {path.relative_to(tmp_path / "artifacts" / run_id).parts[0] for path in
                  (tmp_path / "artifacts" / run_id).rglob("*")}  # fmt: skip
-        assert files == {"config.yaml", "completions", "policy"}
+        assert files == {"config.yaml", "completions", "pictures", "policy"}
         call(command, tmp_path / "outputs", f"resume={run}", "steps=3", "logger.wait=60")
         assert [step for step, _ in server.history(run_id)["train/accuracy"]] == [1, 2, 3] and len(server.runs) == 1
     assert report.unsent(tmp_path / "outputs") == []

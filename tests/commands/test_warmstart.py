@@ -193,7 +193,10 @@ def test_data_that_cannot_be_demonstrated_is_refused_before_any_work(tmp_path, c
         ([*WORDS, "task=arithmetic", "demonstrations.read_only=[thought]"], "no section 'thought'"),
         ([*WORDS, "task=arithmetic", "demonstrations.write.remove='('"], "not a regular expression"),
         (["model=tiny", "task=arithmetic", "demonstrations=own"], "demonstrations.examples"),
-        (["model=tiny", "task=arithmetic", "demonstrations=own", "demonstrations.examples=[]"], "examples is empty"),
+        (
+            ["model=tiny", "task=arithmetic", "demonstrations=own", "demonstrations.examples=[]", "max_new_tokens=64"],
+            "examples is empty",
+        ),
         (["experiment=warmstart/tiny", "group_size=4"], "there is no key group_size"),
         (["experiment=warmstart/tiny", "training.clip=.2"], "there is no key training.clip"),
         (["experiment=warmstart/tiny", "steps=0"], "steps=0: must be above 0"),

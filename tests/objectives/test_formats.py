@@ -531,7 +531,7 @@ def held_out(policy, rows, blocks, objectives, write):
     logged = {}
     logger = SimpleNamespace(log_metrics=lambda metrics, step: logged.update(metrics))
     loops = SimpleNamespace(epoch_loop=SimpleNamespace(total_batch_idx=-1))
-    trainer = SimpleNamespace(global_rank=0, world_size=1, loggers=[logger], fit_loop=loops)
+    trainer = SimpleNamespace(global_rank=0, world_size=1, is_global_zero=True, loggers=[logger], fit_loop=loops)
     pipeline = pipeline_of(policy, blocks, objectives, engine, task=Asked(asks))
     with tempfile.TemporaryDirectory() as folder:
         HeldOut(pipeline, "val", 500, len(rows[0]), 0, 0, "val", folder).on_train_start(trainer, None)
