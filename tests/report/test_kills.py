@@ -18,6 +18,7 @@ def faults():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # 48 runs, of seconds each on an idle machine
 @pytest.mark.parametrize("name", ["sigkill", "sigkill_logging"])
 def test_forty_kills_leave_the_undisturbed_record(faults, tmp_path, name):
     outcomes = list(faults.FAULTS[name].inject(40, tmp_path))
