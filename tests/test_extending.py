@@ -345,4 +345,4 @@ def test_the_sweep_and_its_evaluation(shell, study):
 def tables(run):
     """The logged tables of completions."""
     folder = Path(run.info.artifact_uri.removeprefix("file://")) / "completions"
-    return [json.loads(path.read_text()) for path in sorted(folder.iterdir())]
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
