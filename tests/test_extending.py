@@ -26,7 +26,7 @@ from bae.objectives.refining import Ranks, RefiningBaseline
 from bae.objectives.reward_view import score_table
 from bae.text.blocks import Section
 from tests.objectives.test_scoring import score
-from tests.support import ROOT, runs
+from tests.support import ROOT, package, runs
 
 PAGE = (ROOT / "docs" / "extending.md").read_text()
 FILES = dict(re.findall(r"^`(\S+)`:\n\n```(?:python|yaml|csv)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL))
@@ -48,14 +48,8 @@ def commands(title):
 @pytest.fixture
 def study(tmp_path, monkeypatch):
     """The page's files in an empty folder, from which Python finds them while the test lasts."""
-    for path, text in FILES.items():
-        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / path).write_text(text)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
-    yield tmp_path
-    for name in [name for name in sys.modules if name.partition(".")[0] == "my_study"]:
-        del sys.modules[name]
+    with package(FILES, "my_study", tmp_path, monkeypatch):
+        yield tmp_path
 
 
 def completion(*sections, answer="12"):

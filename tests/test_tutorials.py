@@ -3,7 +3,6 @@
 import inspect
 import re
 import shlex
-import sys
 from importlib.util import find_spec
 
 import pytest
@@ -18,7 +17,7 @@ from bae.commands.checks import check_train
 from bae.commands.cli import CONF
 from bae.text.blocks import Section
 from tests.commands.test_configs import targets
-from tests.support import ROOT, call, runs
+from tests.support import ROOT, call, package, runs
 
 PAGES = {path.stem: path.read_text() for path in sorted((ROOT / "docs" / "tutorials").glob("*.md"))}
 FILES = dict(
@@ -40,14 +39,8 @@ SHORT = [
 @pytest.fixture
 def blocks(tmp_path, monkeypatch):
     """The files of the third block in an empty folder, from which Python finds them while the test lasts."""
-    for path, text in FILES.items():
-        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / path).write_text(text)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
-    yield tmp_path
-    for name in [name for name in sys.modules if name.partition(".")[0] == "my_blocks"]:
-        del sys.modules[name]
+    with package(FILES, "my_blocks", tmp_path, monkeypatch):
+        yield tmp_path
 
 
 def test_the_third_block_is_trained(blocks):

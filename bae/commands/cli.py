@@ -33,7 +33,7 @@ WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "
 """What a value must be, in words, by its type."""
 KINDS = {"integer": int, "float": float, "bool": bool, "boolean": bool}
 """The types that OmegaConf's messages name."""
-PLACES = ("run", "resume", "completions")
+PASTED = ("run", "resume", "completions")
 """The keys whose values are pasted: folders and files."""
 QUOTES = "'\"`\u2018\u2019\u201c\u201d\u00ab\u00bb"
 PLAIN = r"[\w./@+-]*"
@@ -78,7 +78,7 @@ def pasted(argument: str) -> str:
     Quotes around it, as terminals and chats add them, are taken off. Other arguments are returned as they are.
     """
     key, _, value = argument.partition("=")
-    if key not in PLACES or "${" in value:
+    if key not in PASTED or "${" in value:
         return argument
     bare = value.strip().strip(QUOTES).strip()
     is_list = "," in bare and not Path(bare).exists()
@@ -93,7 +93,7 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
     an exit code of its own (bae.signals).
     """
     if "--version" in sys.argv[1:]:  # Hydra would print its own
-        print(f"{Path(sys.argv[0]).name} {version('blockwise-advantage')}")
+        print(f"{process_setup.program()} {version('blockwise-advantage')}")
         return
     from bae.commands.sweep_rest import job_of, run_rest
 

@@ -6,7 +6,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from bae.commands.schema import PLACES
+from bae.commands.schema import WITHOUT_EFFECT
 
 MORE = (
     "model.path",
@@ -41,7 +41,7 @@ def parameters(cfg: DictConfig, choices: Mapping[str, str | None], overrides: Se
     named = {group.partition("@")[2] or group: option for group, option in choices.items() if "/" not in group}
     shown = {g: option for g, option in named.items() if "." not in g and (g not in UNCOMPARED or g in keys)}
     found: dict[str, Any] = {key: shown[key] for key in sorted(shown, key=_rank)}
-    found |= {str(k): value for k, value in cfg.items() if not OmegaConf.is_config(value) and k not in PLACES}
+    found |= {str(k): value for k, value in cfg.items() if not OmegaConf.is_config(value) and k not in WITHOUT_EFFECT}
     found |= {key: value for key in ("training", *MORE) for key, value in _values(cfg, key)}
     found |= {key: value for part in PARTS for key, value in _values(cfg, part) if type(value) in (int, float)}
     overridden = {name: value for key in keys if key not in named for name, value in _values(cfg, key)}

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from bae.commands import cli
 from bae.commands.build import plain, run_folder, run_id_of, saved_config
-from bae.commands.schema import PLACES
+from bae.commands.schema import WITHOUT_EFFECT
 
 AUTO = "auto"
 """The value of `resume` that means the newest unfinished run of this configuration, or a new run."""
@@ -75,7 +75,7 @@ def check_work_left(beginning: Beginning, changes: Sequence[str]) -> None:
 
     assert beginning.checkpoint is not None
     done, wanted = step_of(beginning.checkpoint), beginning.cfg.steps
-    lost = [o for o in changes if o.partition("=")[0].partition(".")[0] not in ("steps", *PLACES)]
+    lost = [o for o in changes if o.partition("=")[0].partition(".")[0] not in ("steps", *WITHOUT_EFFECT)]
     if done >= wanted and lost:
         raise cli.UserError(
             f"{lost[0]}: this run has done its {wanted} steps, so nothing would change; begin a new run, or give it "
@@ -162,7 +162,7 @@ def settings(cfg: DictConfig) -> str:
     """Return a digest of all that decides what a run computes; where it writes is left out."""
     placeless = cfg.copy()
     placeless.outputs = placeless.output_folder = ""  # callbacks refer to them
-    decisive = {key: value for key, value in plain(placeless).items() if key not in PLACES}
+    decisive = {key: value for key, value in plain(placeless).items() if key not in WITHOUT_EFFECT}
     text = json.dumps(decisive, sort_keys=True)
     for place in (cfg.output_folder, cfg.outputs):  # in a resumed run's configuration no references are left
         text = text.replace(json.dumps(str(Path(place).absolute()))[1:-1], "")

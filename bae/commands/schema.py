@@ -12,7 +12,17 @@ from omegaconf import MISSING, OmegaConf
 
 from bae.training.options import StepOptions, UpdateOptions
 
-PLACES = ("outputs", "output_folder", "logger", "name", "resume", "trust", "skip_finished", "stop_within", "preview")
+WITHOUT_EFFECT = (
+    "outputs",
+    "output_folder",
+    "logger",
+    "name",
+    "resume",
+    "trust",
+    "skip_finished",
+    "stop_within",
+    "preview",
+)
 """Keys that change no result."""
 
 

@@ -11,6 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from bae.commands import cli, sweep
+from bae.commands.process_setup import program
 from bae.files import DiskFullError
 from bae.signals import Stopped
 
@@ -44,7 +45,7 @@ def leave(cfg: DictConfig, trainer: "L.Trainer", stop: Stopped, agreed: bool) ->
         stop.message += f" ({failed})" if failed else ""
     if agreed or trainer.world_size == 1:
         return
-    print(f"{Path(sys.argv[0]).name}: {stop.message}", file=sys.stderr, flush=True)
+    print(f"{program()}: {stop.message}", file=sys.stderr, flush=True)
     sweep.close_parent("KILLED")
     if trainer.strategy.launcher is not None:
         trainer.strategy.launcher.kill(signal.SIGKILL)

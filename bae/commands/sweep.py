@@ -26,7 +26,7 @@ from omegaconf import DictConfig
 
 from bae.commands.jobs import SWEPT, JobLog, State, label
 from bae.commands.process_setup import program
-from bae.commands.schema import PLACES
+from bae.commands.schema import WITHOUT_EFFECT
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def sweep_name(varied: Mapping[str, str]) -> str:
 def digest(hydra: DictConfig, varied: Mapping[str, str]) -> str:
     """Return a digest of what a multirun runs. With the same one it goes on under the same parent."""
     decisive = sorted(
-        o for o in hydra.overrides.task if o.lstrip("+~").partition("=")[0].partition(".")[0] not in PLACES
+        o for o in hydra.overrides.task if o.lstrip("+~").partition("=")[0].partition(".")[0] not in WITHOUT_EFFECT
     )
     text = json.dumps([hydra.job.config_name, decisive, sorted(varied.items())])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -116,7 +116,7 @@ class SweepParent(Callback):
         logger, hydra = config.logger, config.hydra
         varied = swept(hydra)
         os.environ[SWEPT] = " ".join(varied)
-        command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+        command = shlex.join([program(), *sys.argv[1:]])
         tags = tracking.source(command) | {sweep_page.VARIED: " ".join(varied)}
         try:
             parent = tracking.open_parent(

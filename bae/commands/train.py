@@ -22,6 +22,7 @@ from bae.commands.build import CONFIG_FILE, make, make_run, plain
 from bae.commands.checks import check_train
 from bae.commands.parameters import parameters
 from bae.commands.preview import preview
+from bae.commands.process_setup import program
 from bae.commands.resuming import AUTO, begin, settings
 from bae.commands.stopping import NOTICE, leave, no_room
 from bae.commands.sweep import job_name
@@ -83,7 +84,7 @@ def fit(
     from bae.callbacks.stopping import StopAtStepEnd
 
     with StopSignals() as signals, ExitStack() as held:
-        print(f"{Path(sys.argv[0]).name} {cfg.name}: loading the model, the task and MLflow", flush=True)
+        print(f"{program()} {cfg.name}: loading the model, the task and MLflow", flush=True)
         with cli.user_errors():
             beginning = begin(cfg, check, held)
             if beginning is None:

@@ -18,8 +18,8 @@ from bae.report.tracking import MEMBER, NOTE, SWEEP
 
 VARIED = "sweep.varied"
 """The tag of a parent run that names the keys that its runs differ in, with spaces between them."""
-PLACES = ("eval/val", "val")
-"""Where the metrics of held-out problems are: the first place that all finished runs have is taken for all."""
+PREFIXES = ("eval/val", "val")
+"""Of the metrics of held-out problems: the first prefix that all finished runs have is taken for all."""
 METRICS = {"accuracy": "accuracy", "ece": "ECE", "brier": "Brier", "auroc": "AUROC", "rmse": "RMSE"}
 """{metric: its label}. RMSE is that of the run's own baseline against Monte Carlo."""
 SEED = "seed"
@@ -77,7 +77,7 @@ def runs_table(runs: Sequence[Run], varied: Sequence[str]) -> pandas.DataFrame:
         if which not in chosen or _is_finished(run) or not _is_finished(chosen[which]):
             chosen[which] = run
     finished = [run for run in chosen.values() if _is_finished(run)]
-    place = next((p for p in PLACES if all(f"{p}/accuracy" in run.data.metrics for run in finished)), PLACES[-1])
+    place = next((p for p in PREFIXES if all(f"{p}/accuracy" in run.data.metrics for run in finished)), PREFIXES[-1])
     names = {metric: RMSE if metric == "rmse" else f"{place}/{metric}" for metric in METRICS}
     rows = []
     for (setting, seed), run in chosen.items():

@@ -3,6 +3,7 @@
 import os
 import sys
 import tempfile
+from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -56,3 +57,16 @@ def runs(outputs):
 
     client = MlflowClient(f"sqlite:///{outputs / 'mlflow.db'}")
     return client, client.search_runs([e.experiment_id for e in client.search_experiments()], order_by=["start_time"])
+
+
+@contextmanager
+def package(files, name, folder, monkeypatch):
+    """Let Python find a package in a folder, which is the working directory meanwhile. files: {path: text}."""
+    for path, text in files.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(text)
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(folder)
+    yield
+    for module in [module for module in sys.modules if module.partition(".")[0] == name]:
+        del sys.modules[module]
