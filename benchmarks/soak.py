@@ -3,7 +3,8 @@
 bae-train runs with all callbacks, the tiny policy at lr=0, which keeps its answers readable, and 2 completions a step.
 Every second this process reads in /proc what the run and its children (the verifier's workers) hold.
 docs/results/soak.csv has a row for each SPAN steps: resident memory in MiB, of the run and of all, file handles,
-milliseconds a step (the median over the span), MiB of MLflow's SQLite file and of the run's own log. Printed are the
+milliseconds a step (the median over the span), milliseconds of the processor a step (which other work on the machine
+changes less), MiB of MLflow's SQLite file and of the run's own log. Printed are the
 slopes per 1,000 steps, by least squares without the first tenth. --figure draws docs/results/soak.png from the CSV.
 
 jobs: python benchmarks/soak.py --jobs 100 runs that many short jobs on one store, two at a time, and counts those that
@@ -13,6 +14,7 @@ ended well and are whole in MLflow.
 import argparse
 import csv
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -31,7 +33,7 @@ MINIMAL = [
     "task=dataset",  # with the verifier that has workers
 ]  # fmt: skip
 
-COLUMNS = ("step", "rss_mib", "all_rss_mib", "handles", "ms_per_step", "sqlite_mib", "log_mib")
+COLUMNS = ("step", "rss_mib", "all_rss_mib", "handles", "ms_per_step", "cpu_ms_per_step", "sqlite_mib", "log_mib")
 MIB = 2**20
 
 
@@ -53,7 +55,7 @@ def soak(steps: int, target: Path) -> None:
             process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
             writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
             writer.writeheader()
-            read, done, times = 0, 0, []
+            read, done, times, used = 0, 0, [], 0.0
             while process.poll() is None:
                 time.sleep(1)
                 new = log.read_bytes()[read:] if log.exists() else b""
@@ -65,7 +67,8 @@ def soak(steps: int, target: Path) -> None:
                         continue
                     done, times = step, [*times, seconds]
                     if done % SPAN == 0:
-                        writer.writerow(row(process.pid, outputs, log, done, times))
+                        before, used = used, processor(process.pid)
+                        writer.writerow(row(process.pid, outputs, log, done, times, used - before))
                         file.flush()
                         times = []
         if process.returncode:
@@ -80,14 +83,20 @@ def step_of(line: str) -> tuple[int | None, float]:
     return values[0][2], sum(value for key, value, _ in values if key.startswith("time/"))
 
 
-def row(pid: int, outputs: Path, log: Path, done: int, times: list[float]) -> dict[str, float]:
-    """What a process holds now."""
+def row(pid: int, outputs: Path, log: Path, done: int, times: list[float], used: float) -> dict[str, float]:
+    """What a process holds now; used: its seconds of the processor in this span."""
     children = [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     handles = len(list(Path(f"/proc/{pid}/fd").iterdir()))
     own, database = rss(pid), outputs / "mlflow.db"
     values = (done, own, own + sum(map(rss, children)), handles, 1000 * statistics.median(times),
-              database.stat().st_size / MIB, log.stat().st_size / MIB)  # fmt: skip
+              1000 * used / len(times), database.stat().st_size / MIB, log.stat().st_size / MIB)  # fmt: skip
     return {name: round(value, 3) for name, value in zip(COLUMNS, values, strict=True)}
+
+
+def processor(pid: int) -> float:
+    """Seconds of the processor that a process and its threads have used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def rss(pid: int) -> float:
@@ -113,11 +122,12 @@ def figure(source: Path) -> None:
     from matplotlib.figure import Figure
 
     table = np.genfromtxt(source, delimiter=",", names=True)
-    drawn = Figure(figsize=(8, 4.2), layout="constrained")
+    drawn = Figure(figsize=(10, 4.2), layout="constrained")
     labels = {"rss_mib": "memory of the run, MiB", "all_rss_mib": "with its workers, MiB", "handles": "file handles",
-              "ms_per_step": "ms a step (sampling to update)", "sqlite_mib": "MLflow's SQLite file, MiB",
+              "ms_per_step": "ms a step (sampling to update)",
+              "cpu_ms_per_step": "ms of the processor a step", "sqlite_mib": "MLflow's SQLite file, MiB",
               "log_mib": "the run's own log, MiB"}  # fmt: skip
-    for panel, (name, label) in zip(drawn.subplots(2, 3).flat, labels.items(), strict=True):
+    for panel, (name, label) in zip(drawn.subplots(2, 4).flat, labels.items(), strict=False):
         panel.plot(table["step"], table[name], linewidth=1)
         panel.set(title=label, xlabel="step", ylim=(0, None))
         panel.spines[["top", "right"]].set_visible(False)
