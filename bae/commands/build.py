@@ -81,12 +81,13 @@ def make_run(
     callbacks = [make(part) for part in cfg.callbacks.values() if part]
     callbacks = [part(pipeline) if isinstance(part, partial) else part for part in callbacks]
     logger = make(cfg.logger, folder=cfg.output_folder, run_id=run_id, run_name=run_name)
+    others = make_other_loggers(cfg)
     try:
         trainer = L.Trainer(
             **make(cfg.strategy),
             max_epochs=1,  # an epoch is the whole run; its batches are the steps
             callbacks=[*callbacks, *more_callbacks],
-            logger=logger,
+            logger=[logger, *others],
             enable_model_summary=False,
             log_every_n_steps=1,
             use_distributed_sampler=False,  # PromptLoader gives each rank its share
@@ -94,6 +95,21 @@ def make_run(
     except (MisconfigurationException, ModuleNotFoundError) as error:
         raise cli.UserError(f"strategy: {' '.join(str(error).split())}") from error
     return trainer, module, data
+
+
+def make_other_loggers(cfg: DictConfig) -> list[Any]:
+    """Make the loggers beside MLflow. Raises UserError if the package of one is not installed."""
+    found = []
+    for name, spec in cfg.also_log.items():
+        try:
+            found.append(make(spec))
+        except Exception as error:
+            if isinstance(error.__cause__, ImportError):
+                raise cli.UserError(
+                    f"also_log={name}: its package is not installed; pip install 'blockwise-advantage[{name}]'"
+                ) from error
+            raise
+    return found
 
 
 def make_optimizer(cfg: DictConfig) -> Any:

@@ -24,10 +24,10 @@ def check_credentials(values: Mapping[str, str]) -> None:
             sys.exit(f"{program()}: {refusal('the command line' if '://' in key else key)}")
 
 
-class RefuseCredentials(Callback):
-    """Refuse credentials in a configuration before Hydra saves it in `.hydra/`. The command line is checked before.
+class BeforeHydraWrites(Callback):
+    """Refuse credentials in a configuration, and a folder that cannot be made, before Hydra saves it there in `.hydra/`.
 
-    The folder in which it is saved is made here, so that one sentence says if it cannot be.
+    The command line is checked before.
     """
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -60,13 +61,22 @@ def begin(cfg: DictConfig, check: Callable[[DictConfig], None], held: ExitStack)
     check(cfg)
     if cfg.resume and (found := newest_unfinished(cfg, held)):
         return found
-    if cfg.skip_finished and (finished := find_finished(cfg)):
+    if skips_finished(cfg) and (finished := find_finished(cfg)):
         join_sweep(cfg.logger.tracking_uri, finished)
         print(f"done before: run {finished} in {cfg.logger.tracking_uri}; skip_finished=false does it again")
         return None
     make_absolute(cfg)
     lock(Path(cfg.output_folder), held)
     return Beginning(cfg)
+
+
+def skips_finished(cfg: DictConfig) -> bool:
+    """Tell whether a run that was done before is not done again: if the user says so, or in a sweep with a name."""
+    from bae.report.tracking import PARENT_RUN
+
+    if cfg.skip_finished is not None:
+        return bool(cfg.skip_finished)
+    return PARENT_RUN in os.environ and any(o.startswith("name=") for o in HydraConfig.get().overrides.task)
 
 
 def check_work_left(beginning: Beginning, changes: Sequence[str]) -> None:

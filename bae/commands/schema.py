@@ -16,6 +16,7 @@ WITHOUT_EFFECT = (
     "outputs",
     "output_folder",
     "logger",
+    "also_log",
     "name",
     "resume",
     "trust",
@@ -44,10 +45,11 @@ class RunSchema:
     strategy: dict[str, Any] = field(default_factory=dict)
     callbacks: dict[str, Any] = field(default_factory=dict)
     logger: dict[str, Any] = field(default_factory=dict)
+    also_log: dict[str, Any] = field(default_factory=dict)
     name: str = MISSING
     outputs: str = MISSING
     output_folder: str = MISSING
-    skip_finished: bool = False
+    skip_finished: bool | None = None
     resume: str | None = None
     trust: list[str] = field(default_factory=list)
     stop_within: float = 600.0

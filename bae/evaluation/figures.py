@@ -49,10 +49,11 @@ def reliability(tables: Mapping[str, Mapping[str, Tensor]]) -> Figure:
         count, stated, accuracy = (table[key].numpy() for key in ("count", "confidence", "accuracy"))
         top.plot([0, 1], [0, 1], "--", color="0.6", linewidth=0.8, marker="")
         top.vlines(stated, accuracy, stated, color=COLOURS[1])
-        top.scatter(stated, accuracy, s=3 + 60 * count / count.sum(), color=COLOURS[0], zorder=3)  # area: share
+        total = count.sum()
+        top.scatter(stated, accuracy, s=3 + 60 * count / max(total, 1), color=COLOURS[0], zorder=3)  # area: share
         top.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="auto", title=title)
-        ece = np.nansum(count * np.abs(accuracy - stated)) / count.sum()
-        top.text(0, 0.97, f"ECE {ece:.3f}\nn = {count.sum():,.0f}", va="top", fontsize=6)
+        ece = f"ECE {np.nansum(count * np.abs(accuracy - stated)) / total:.3f}" if total else "no confidence"
+        top.text(0, 0.97, f"{ece}\nn = {total:,.0f}", va="top", fontsize=6)
         bottom.bar(_bar_centres(), count, width=_bar_widths(), color=COLOURS[0])
         bottom.set(xlim=(-0.03, 1.03), yscale="symlog", ylim=(0, None), xlabel="Stated confidence")
     panels[0][0].set_ylabel("Share of correct answers")

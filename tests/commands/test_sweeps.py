@@ -76,7 +76,7 @@ def test_no_job_ends_the_others(train, crash_at, capsys):  # noqa: F811
     assert "BAE_PARENT_RUN" not in os.environ and "BAE_SWEPT" not in os.environ
 
     crash_at(None, raises)
-    train("seed=0,1", "steps=1", *PLAIN, "skip_finished=true", "-m")
+    train("seed=0,1", "steps=1", *PLAIN, "name=again", "-m")  # a sweep with a name skips what is done
     table = rows(capsys.readouterr().out)
     assert table["seed=0"] == ("skipped", "done before") and table["seed=1"][0] == "done"
     assert runs()[-2].info.status == "FINISHED"

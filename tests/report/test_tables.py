@@ -3,7 +3,10 @@
 import math
 
 import pytest
+import torch
 
+from bae.evaluation.figures import reliability
+from bae.evaluation.metrics import reliability_table
 from bae.report.finished_runs import FinishedRuns
 from bae.report.paper_figures import PLOTS
 from bae.report.tables import make_table, to_latex, to_markdown
@@ -172,3 +175,10 @@ def test_a_figure_without_runs(made, kind):
 def test_errors_that_were_not_measured(made):
     figures, missing = drawn(made, "fidelity", splits=["val"], group_size=8)
     assert figures == {} and missing == ["tiny: no run that was measured; bae-train -m experiment=e"]
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_reliability_diagram_of_no_confidence_says_so():
+    nothing = reliability_table(torch.tensor([float("nan")]), torch.tensor([True]))
+    (text,) = reliability({"before": nothing}).axes[0].texts
+    assert text.get_text() == "no confidence\nn = 0"
