@@ -34,6 +34,7 @@ class RunSchema:
     seed: int = MISSING
     lr: float = MISSING
     prompts_per_step: int = MISSING
+    max_prompt_tokens: int | None = None
     max_new_tokens: int = MISSING
     temperature: float = MISSING
     optimizer: dict[str, Any] = field(default_factory=dict)
