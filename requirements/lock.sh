@@ -85,7 +85,7 @@ cpu_lock() {
   ' "$cpu_wheels"
 }
 
-inputs=(pyproject.toml --extra dev --extra joblib requirements/base.in)
+inputs=(pyproject.toml --extra dev --extra joblib --extra slurm requirements/base.in)
 
 # 1. Everything.
 compile "${inputs[@]}" -o "$scratch/all.txt"

@@ -37,8 +37,8 @@ class ReasoningGym:
         threshold, timeout, memory_mb, workers: see GymVerifier.
 
     Raises:
-        ValueError: one sentence, if the library is not installed, for a split that is not described so, a generator that
-            is not there or does not take its options; or as GymVerifier does.
+        ValueError: one sentence, if the library is not installed, for a split that is not described so, for a generator
+            that is not there or does not take its options; or as GymVerifier does.
     """
 
     def __init__(
@@ -83,8 +83,8 @@ class ReasoningGym:
                 columns = {"generator": name, **entry["metadata"]}
                 return Problem(f"{split}/{index}", question, str(entry["answer"]), columns, f"{name}/{seed}/{at}")
         raise ValueError(
-            f"task.generators.{name}: in {DRAWS} draws it made no problem for {split}, so it has few different ones; give "
-            "it options for harder problems, or leave it out"
+            f"task.generators.{name}: in {DRAWS} draws it made no problem for {split}, so it has few different ones; "
+            "give it options for harder problems, or leave it out"
         )
 
     def _split(self, split: str) -> Draw:

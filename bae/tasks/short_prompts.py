@@ -30,7 +30,7 @@ class ShortPrompts:
         self._kept: dict[str, Sequence[int]] = {}
 
     def size(self, split: str) -> int:
-        """Return the number of problems that are left in a split. Raises ValueError if none is, and as the task does."""
+        """Return the number of problems that are left in a split. Raises ValueError if none is; or as the task does."""
         return len(self._indices(split))
 
     def problem(self, split: str, index: int) -> Problem:
@@ -47,8 +47,8 @@ class ShortPrompts:
                 raise ValueError(f"max_prompt_tokens={self.most}: no prompt of {split} is that short; raise it")
             if len(kept) < size:
                 warnings.warn(
-                    f"max_prompt_tokens={self.most}: {size - len(kept)} of the {size} problems of {split} are left out, "
-                    "because their prompts are longer",
+                    f"max_prompt_tokens={self.most}: {size - len(kept)} of the {size} problems of {split} are left "
+                    "out, because their prompts are longer",
                     stacklevel=2,
                 )
             self._kept[split] = kept

@@ -16,10 +16,10 @@ class GymVerifier:
     """Score answers by the generators that made their problems, in processes that have limits of time and memory.
 
     Many problems have several right answers, so a reference is not one of them. It is the address of the problem,
-    generator/seed/number, from which the problem is made again. A score is a number from 0 to 1; an answer is CORRECT if
-    it has `threshold` or more, and WRONG otherwise. It is UNPARSEABLE if it is blank or too long, or if the scorer fails
-    on it. Scores do not reach rewards: the library reads some answers as Python expressions, so nothing of them is done
-    in the process that trains.
+    generator/seed/number, from which the problem is made again. A score is a number from 0 to 1. An answer is CORRECT
+    if it has `threshold` or more, and WRONG otherwise. It is UNPARSEABLE if it is blank or too long, or if the scorer
+    fails on it. Scores do not reach rewards: the library reads some answers as Python expressions, so nothing of them
+    is done in the process that trains.
 
     Args:
         generators: that may have made the problems.

@@ -226,8 +226,8 @@ def check_template_kwargs(tokenizer: Any, prompt_template: str | None, given: Ma
     """Refuse arguments of a chat template that never get there. Raises ValueError."""
     if given and prompt_template is not None:
         raise ValueError(
-            f"model.chat_template_kwargs={dict(given)}: with model.prompt_template there is no chat template; leave one "
-            "of them out"
+            f"model.chat_template_kwargs={dict(given)}: with model.prompt_template there is no chat template; leave "
+            "one of them out"
         )
     own = inspect.signature(tokenizer.apply_chat_template).parameters
     for name in given:

@@ -9,8 +9,8 @@ import pytest
 
 from bae.commands import evaluate
 from tests.commands.test_train import outputs, runs, train  # noqa: F401
-from tests.support import call
 from tests.commands.test_wrong_inputs import refused, sentences  # noqa: F401
+from tests.support import call
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from bae.text.gym_verifier import GymVerifier
 from bae.text.verdict import Verdict
 
 pytest.importorskip("reasoning_gym", reason="reasoning-gym is not installed; make reasoning-gym")
-from bae.tasks import reasoning_gym  # noqa: E402
-from bae.tasks.reasoning_gym import ReasoningGym  # noqa: E402
+from bae.tasks import reasoning_gym
+from bae.tasks.reasoning_gym import ReasoningGym
 
 SPLITS = {"train": {"size": 60, "held_out": False}, "val": {"size": 40, "held_out": True}}
 GENERATORS = {"chain_sum": {"max_terms": 3, "max_digits": 2}, "countdown": {}}
