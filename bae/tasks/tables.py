@@ -20,7 +20,7 @@ def read_table(source: str, revision: str | None = None, streaming: bool = False
     Args:
         source: a .jsonl, .json, .parquet or .csv file, or `hub_name[:config]:split`. Every cell of a .csv is a text.
         revision: a branch, a tag or a commit of the hub dataset; None takes the newest.
-        streaming: whether rows stay on the disk, and each is read when it is asked for: for tables that the memory cannot
+        streaming: whether rows stay on the disk, and each is read when it is asked for: for tables that memory cannot
             hold. A .jsonl or .csv file is read at its own place; Parquet and the hub by the package `datasets`, which
             maps them into memory.
 
