@@ -20,20 +20,17 @@ def is_launcher(hydra: DictConfig) -> bool:
     return "submitit" in hydra.launcher._target_
 
 
-def wait_for_each(hydra: DictConfig, log: JobLog) -> None:
-    """Let a job without a result be written down as failed, and the sweep go on to the next one.
-
-    Exits with one sentence if jobs are for Slurm, and there is none here.
-
-    Args:
-        hydra: of the multirun.
-        log: of its jobs.
-    """
-    if "Slurm" in hydra.launcher._target_ and shutil.which("sbatch") is None:
+def check_cluster(hydra: DictConfig) -> None:
+    """Exit with one sentence if a multirun's jobs are for Slurm, and there is none here."""
+    if is_launcher(hydra) and "Slurm" in hydra.launcher._target_ and shutil.which("sbatch") is None:
         sys.exit(
             f"{program()}: hydra/launcher=submitit_slurm: there is no Slurm here, because sbatch is not found; "
             "hydra/launcher=submitit_local starts the same jobs on this machine"
         )
+
+
+def wait_for_each(log: JobLog) -> None:
+    """Let a job without a result be written down as failed, and the sweep go on to the next one. log: of its jobs."""
     from submitit.core.core import Job
     from submitit.core.utils import UncompletedJobError
 

@@ -115,6 +115,7 @@ class SweepParent(Callback):
         from bae.report import sweep_page, tracking
 
         logger, hydra = config.logger, config.hydra
+        submitit_jobs.check_cluster(hydra)
         varied = swept(hydra)
         os.environ[SWEPT] = " ".join(varied)
         command = shlex.join([program(), *sys.argv[1:]])
@@ -136,7 +137,7 @@ class SweepParent(Callback):
         for job in planned(hydra):
             log.append(job, State.WAITING)
         if submitit_jobs.is_launcher(hydra):
-            submitit_jobs.wait_for_each(hydra, log)
+            submitit_jobs.wait_for_each(log)
         processes = int(hydra.launcher.get("n_jobs") or 1)
         _open.append(Sweep(logger.tracking_uri, parent, log, hydra.job.config_name, processes))
 
