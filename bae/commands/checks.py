@@ -58,6 +58,8 @@ def check_run(cfg: DictConfig, keys: type[schema.RunSchema]) -> None:
     for key in ("steps", "prompts_per_step", "max_new_tokens", "temperature"):
         if cfg[key] <= 0:
             raise UserError(f"{key}={cfg[key]}: must be above 0")
+    if cfg.max_prompt_tokens is not None and cfg.max_prompt_tokens <= 0:
+        raise UserError(f"max_prompt_tokens={cfg.max_prompt_tokens}: must be above 0, or null")
     for key in ("lr", "seed"):
         if cfg[key] < 0:
             raise UserError(f"{key}={cfg[key]}: must not be negative")

@@ -228,6 +228,12 @@ def explain(error: Exception) -> str:
         group = single[1].rpartition("_")[2]
         hint = f"choose an option with {group}@{single[1]}=…" if (CONF / group).is_dir() else "set its keys one by one"
         return f"{single[1]}: it has keys of its own, so it cannot be a single value; {hint}"
+    shape = re.search(r"Cannot merge DictConfig with ListConfig\s+full_key: ([\w.]+)\s+object_type=(\w+)", text)
+    if shape:
+        was, wanted = ("list", "mapping") if shape[2] == "list" else ("mapping", "list")
+        return f"{shape[1]}: it is a {was}, and cannot be made a {wanted}; " + (
+            "write [{…}]" if was == "list" else f"remove it first, with ~{shape[1]} +{shape[1]}=[…]"
+        )
     wrong = re.search(
         r"Value '(.*?)' (?:of type '\w+' )?(?:could not be converted to|is not a valid) (\w+).*full_key: ([\w.]+)",
         text,

@@ -44,7 +44,7 @@ class JobLog:
 
     def append(self, overrides: Iterable[str], state: State, note: str = "") -> None:
         """Append the state of a job. note: its folder, or why it failed or was skipped."""
-        line = json.dumps({"job": _own(overrides), "state": state.name, "note": note})
+        line = json.dumps({"job": own(overrides), "state": state.name, "note": note})
         self.folder.mkdir(parents=True, exist_ok=True)
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(f"{line}\n")
@@ -76,7 +76,7 @@ def label(overrides: Iterable[str], swept: Sequence[str]) -> str:
     return " ".join(o for o in overrides if o.partition("=")[0].lstrip("+") in swept)
 
 
-def _own(overrides: Iterable[str]) -> list[str]:
+def own(overrides: Iterable[str]) -> list[str]:
     """Return the overrides by which a job is known, begun or resumed, by whichever launcher."""
     return [o for o in overrides if not o.startswith(("resume=", "hydra.", "hydra/"))]
 

@@ -35,6 +35,7 @@ class RunSchema:
     seed: int = MISSING
     lr: float = MISSING
     prompts_per_step: int = MISSING
+    max_prompt_tokens: int | None = None
     max_new_tokens: int = MISSING
     temperature: float = MISSING
     optimizer: dict[str, Any] = field(default_factory=dict)
@@ -193,7 +194,10 @@ def _share(total: Any, parts: Any) -> int:
 
 
 def register() -> None:
-    """Make the schemas known to Hydra, as `train_schema` and so on, and the resolver `share`."""
+    """Make the schemas known to Hydra, as `train_schema` and so on."""
     for name, schema in SCHEMAS.items():
         ConfigStore.instance().store(name=f"{name}_schema", node=schema)
-    OmegaConf.register_new_resolver("share", _share, replace=True)
+
+
+# Not in `register`: launchers compose the configuration of a job in a process of its own, which only imports this.
+OmegaConf.register_new_resolver("share", _share, replace=True)

@@ -1,7 +1,7 @@
 """Make a multirun one parent run in MLflow, with its jobs as children, and close it with a table of what came of them.
 
 No job ends the others: bae.commands.jobs keeps what came of each. Where a pool of processes breaks, because one of them
-was killed, bae.commands.sweep_rest runs what is left.
+was killed, bae.commands.sweep_rest runs what is left. bae.commands.submitit_jobs waits for jobs on Slurm.
 """
 
 import hashlib
@@ -24,6 +24,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from bae.commands import submitit_jobs
 from bae.commands.jobs import SWEPT, JobLog, State, label
 from bae.commands.process_setup import program
 from bae.commands.schema import WITHOUT_EFFECT
@@ -114,6 +115,7 @@ class SweepParent(Callback):
         from bae.report import sweep_page, tracking
 
         logger, hydra = config.logger, config.hydra
+        submitit_jobs.check_cluster(hydra)
         varied = swept(hydra)
         os.environ[SWEPT] = " ".join(varied)
         command = shlex.join([program(), *sys.argv[1:]])
@@ -134,6 +136,8 @@ class SweepParent(Callback):
         log, hydra = JobLog(Path(config.hydra.sweep.dir)), config.hydra
         for job in planned(hydra):
             log.append(job, State.WAITING)
+        if submitit_jobs.is_launcher(hydra):
+            submitit_jobs.wait_for_each(log)
         processes = int(hydra.launcher.get("n_jobs") or 1)
         _open.append(Sweep(logger.tracking_uri, parent, log, hydra.job.config_name, processes))
 

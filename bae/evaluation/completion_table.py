@@ -12,12 +12,14 @@ Evaluation measures this table, writes it and reads it again.
 | correct | whether the verdict is `correct` |
 | confidence | the stated number in [0, 1], NaN if there is none that can be read |
 | length, truncated | number of tokens, and whether the token limit came before the end of sequence |
+| row | the row of the data set that the problem came from, as JSON; no such column if it came from none |
 
 Completions that others generated have no `length` and no `truncated`, and if their verdicts were given, nothing but
 `prompt`, `question`, `verdict`, `correct` and `confidence`. If the format has a second answer, the columns
 `answer_2`, `verdict_2`, `correct_2` and `confidence_2` are about it, and so on.
 """
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -58,7 +60,10 @@ def columns(completions: Sequence[Completion], attempts: Sequence[int] = (0,)) -
             _name(attempt, "correct"): [c.is_correct(attempt) for c in completions],
             _name(attempt, "confidence"): [None if number < 0 else c.stated(number) for c in completions],
         }
-    return table | {"length": [c.length for c in completions], "truncated": [c.truncated for c in completions]}
+    table |= {"length": [c.length for c in completions], "truncated": [c.truncated for c in completions]}
+    if any(c.problem.columns for c in completions):
+        table["row"] = [json.dumps(c.problem.columns, ensure_ascii=False, default=str) for c in completions]
+    return table
 
 
 def _name(attempt: int, column: str) -> str:

@@ -165,8 +165,8 @@ def _rows(file: str, rows: Sequence[Mapping[str, Any]], names: Mapping[str, str]
 def _with_references(rows: Rows, verifier: Verifier, unreadable: Unreadable) -> tuple[Rows, list[str]]:
     """Return the rows whose references the verifier can read, with these. Raises as `readable_rows` does."""
     given = rows.column("reference", lambda value: None if _is_empty(value) else str(value), "a text")
-    kept = readable_rows(f"completions={rows.file}", given, verifier, unreadable, "unreadable")
-    return rows.taken([position for position, _ in kept]), [reference for _, reference in kept]
+    kept = readable_rows(f"completions={rows.file}", enumerate(given), verifier, unreadable, "unreadable")
+    return rows.taken(kept), [str(given[position]) for position in kept]
 
 
 def _confidences(rows: Rows, tag: str) -> list[float | None]:

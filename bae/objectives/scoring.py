@@ -178,7 +178,7 @@ class Scoring:
         located = locate_blocks(ids[: len(ids) - ended], self._scorer.vocabulary, self._scorer.blocks, ended)
         self._read[n] = _Read(ids, ended, located)
         for answer in _answers(located.spans.sections):
-            pair = answer, self._problems[n].answer
+            pair = answer, self._problems[n].reference
             if pair not in self._verdicts:
                 with _naming(self._problems[n]):
                     self._verdicts[pair] = self._scorer.verifier.submit([pair])
@@ -203,7 +203,7 @@ class Scoring:
         """Make the record of a completion; tokens: the number of tokens of each block."""
         spans = read.located.spans
         with _naming(problem):
-            verdicts = tuple(self._verdicts[answer, problem.answer]()[0] for answer in _answers(spans.sections))
+            verdicts = tuple(self._verdicts[answer, problem.reference]()[0] for answer in _answers(spans.sections))
         return Completion(
             problem=problem,
             text=read.located.text,

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 
 from bae.batch import Problem, SampledTokens, Scored
@@ -10,6 +10,7 @@ from bae.errors import UserError
 from bae.objectives.scoring import Scorer
 from bae.rollout.interface import RolloutEngine, SamplingRequest
 from bae.tasks import Task
+from bae.tasks.short_prompts import ShortPrompts
 from bae.training.policy import Policy
 
 
@@ -45,13 +46,20 @@ class Pipeline:
 
     def prompt(self, problem: Problem) -> list[int]:
         """Return the tokens of a prompt. Raises UserError if the policy has no room for even one token after it."""
-        ids = self.policy.encode(self.system_prompt, problem.question, self.examples)
+        ids = self._encoded(problem)
         if self.context and len(ids) >= self.context:
             raise UserError(
                 f"the prompt of problem {problem.id} has {len(ids)} tokens, and the context of the model "
                 f"{self.context}; leave the problem out, or choose another model"
             )
         return ids
+
+    def with_short_prompts(self, most: int) -> "Pipeline":
+        """Return this pipeline on the problems whose prompts have `most` tokens or fewer."""
+        return replace(self, task=ShortPrompts(self.task, lambda problem: len(self._encoded(problem)), most))
+
+    def _encoded(self, problem: Problem) -> list[int]:
+        return self.policy.encode(self.system_prompt, problem.question, self.examples)
 
     def check_room(self, problems: Iterable[Problem]) -> None:
         """Refuse problems whose completions would not end within the policy's context. Raises UserError."""

@@ -1,7 +1,8 @@
 """Define what a task is: it gives problems, and checks answers. Each task is one small file.
 
 This room imports the rooms up to `bae.objectives`. Start with arithmetic.py, which needs no data; dataset.py reads
-questions with reference answers, and loader.py decides which problems each step trains on.
+questions with reference answers, reasoning_gym.py generates puzzles, and loader.py decides which problems each step
+trains on.
 """
 
 from typing import Protocol

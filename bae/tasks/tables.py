@@ -1,39 +1,112 @@
 """Read the rows of a table: a file, or a dataset of the hub. What cannot be read is named, with its line."""
 
 import csv
-import io
 import json
-from collections.abc import Callable
+import os
+from array import array
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 Row = dict[str, Any]
+Rows = Sequence[Row]
+Reader = Callable[[str, BinaryIO, int], Iterator[Row]]
+"""Yield the rows of an open file from a place on, in bytes from its beginning. The name of the file is for messages."""
 
 
-def read_table(source: str) -> list[Row]:
+def read_table(source: str, revision: str | None = None, streaming: bool = False) -> Rows:
     """Read the rows of a file or of a hub dataset.
 
     Args:
         source: a .jsonl, .json, .parquet or .csv file, or `hub_name[:config]:split`. Every cell of a .csv is a text.
+        revision: a branch, a tag or a commit of the hub dataset; None takes the newest.
+        streaming: whether rows stay on the disk, and each is read when it is asked for: for tables that memory cannot
+            hold. A .jsonl or .csv file is read at its own place; Parquet and the hub by the package `datasets`, which
+            maps them into memory.
 
     Returns:
         One dictionary for each row.
 
     Raises:
         ValueError: one sentence, if the file is not what its suffix says, is not UTF-8 or has a row that is no object;
-            if the source is a folder; if the hub does not give the dataset, or its package is not installed.
+            if the source is a folder; if the hub does not give the dataset, or its package is not installed; if a .json
+            file is to be streamed, or a file has a revision.
         FileNotFoundError: if there is no such file.
     """
     if Path(source).is_dir():
-        raise ValueError(f"{source} is a folder; name a file in it: {', '.join(READERS)}")
-    return READERS.get(Path(source).suffix, _from_hub)(source)
+        raise ValueError(f"{source} is a folder; name a file in it: {', '.join(SUFFIXES)}")
+    suffix = Path(source).suffix
+    if suffix in SUFFIXES and revision is not None:
+        raise ValueError(f"{source}: a file has no revision ({revision}); only hub datasets have; leave it out")
+    if suffix in READERS:
+        reader = READERS[suffix]
+        if streaming:
+            return RowsOnDisk(source, reader)
+        with open(source, "rb") as file:
+            return list(reader(source, file, 0))
+    if suffix == ".json":
+        if streaming:
+            raise ValueError(f"{source}: a .json file is one value, and cannot be streamed; make it a .jsonl file")
+        return _from_json(source)
+    if suffix == ".parquet":
+        return _from_hub("parquet", [], "train", source, data_files=source) if streaming else _from_parquet(source)
+    return _named_on_hub(source, revision, streaming)
+
+
+class RowsOnDisk(Sequence[Row]):
+    """Leave the rows of a file on the disk, and read each at its place. The memory holds 8 bytes a row.
+
+    Args:
+        source: the file. It is read once, so what is wrong with it is found here.
+        reader: of its kind.
+
+    Raises:
+        ValueError: as `reader` does; when a row is asked for, if the file has changed since.
+    """
+
+    def __init__(self, source: str, reader: Reader) -> None:
+        self.source = source
+        self.reader = reader
+        self.places = array("Q")
+        with open(source, "rb") as file:
+            self.state = _state(file)
+            rows = reader(source, file, 0)
+            place = file.tell()
+            while next(rows, None) is not None:
+                self.places.append(place)
+                place = file.tell()
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: Any) -> Any:  # of one row; nobody slices
+        with self._open() as file:
+            return next(self.reader(self.source, file, self.places[index]))
+
+    def __iter__(self) -> Iterator[Row]:
+        with self._open() as file:
+            yield from self.reader(self.source, file, 0)
+
+    def _open(self) -> BinaryIO:
+        """Open the file. Raises ValueError if it has changed."""
+        file = open(self.source, "rb")  # noqa: SIM115 - the caller closes it
+        if _state(file) == self.state:
+            return file
+        file.close()
+        raise ValueError(f"{self.source} was changed while it is in use; a run reads one state of its data")
+
+
+def _state(file: BinaryIO) -> tuple[int, int]:
+    """Return what tells that a file was changed: its size in bytes, and when it was written, in ns."""
+    status = os.fstat(file.fileno())
+    return status.st_size, status.st_mtime_ns
 
 
 def _from_parquet(source: str) -> list[Row]:
-    import pandas
+    import pyarrow.parquet
 
     try:
-        rows: list[Row] = pandas.read_parquet(source).to_dict("records")
+        rows: list[Row] = pyarrow.parquet.read_table(source).to_pylist()
     except FileNotFoundError:
         raise
     except (OSError, ValueError) as error:
@@ -41,17 +114,41 @@ def _from_parquet(source: str) -> list[Row]:
     return rows
 
 
-def _from_csv(source: str) -> list[Row]:
-    text = _text(source, "utf-8-sig")  # spreadsheets put a mark of the encoding first
+def _csv_rows(source: str, file: BinaryIO, place: int) -> Iterator[Row]:
+    """Yield the rows of a .csv file from a place on. Raises ValueError. See Reader."""
+    file.seek(0)
+    reader = csv.DictReader(_lines(source, file, "utf-8-sig"))  # spreadsheets put a mark of the encoding first
     try:
-        return list(csv.DictReader(io.StringIO(text, newline="")))
+        if place and reader.fieldnames:
+            file.seek(place)
+        yield from reader
     except csv.Error as error:
         raise ValueError(f"{source}: not a CSV file that can be read ({error})") from error
 
 
+def _jsonl_rows(source: str, file: BinaryIO, place: int) -> Iterator[Row]:
+    """Yield the rows of a .jsonl file from a place on. Raises ValueError. See Reader."""
+    file.seek(place)
+    for number, line in enumerate(_lines(source, file), 1):
+        if line.strip():
+            yield _parsed(line, source, number)
+
+
+def _lines(source: str, file: BinaryIO, encoding: str = "utf-8") -> Iterator[str]:
+    """Yield the lines of a file. Raises ValueError for one that is not UTF-8."""
+    # Bytes are split at line feeds alone: str.splitlines would cut inside strings, at U+2028.
+    for number, line in enumerate(iter(file.readline, b""), 1):
+        try:
+            yield line.decode(encoding)
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{source}, line {number}: not UTF-8; save the file in that encoding") from error
+        encoding = "utf-8"
+
+
 def _from_json(source: str) -> list[Row]:
     try:
-        rows = json.loads(_text(source))
+        with open(source, "rb") as file:
+            rows = json.loads("".join(_lines(source, file)))
     except json.JSONDecodeError as error:
         raise ValueError(f"{source}, line {error.lineno}: not JSON ({error.msg}); correct the file") from error
     if not isinstance(rows, list):
@@ -60,11 +157,6 @@ def _from_json(source: str) -> list[Row]:
         if not isinstance(row, dict):
             raise ValueError(f"{source}, row {number}: not a JSON object; each row must be one")
     return rows
-
-
-def _from_jsonl(source: str) -> list[Row]:
-    lines = _text(source).split("\n")  # splitlines would cut inside strings, at U+2028
-    return [_parsed(line, source, number) for number, line in enumerate(lines, 1) if line.strip()]
 
 
 def _parsed(line: str, source: str, number: int) -> Row:
@@ -78,47 +170,47 @@ def _parsed(line: str, source: str, number: int) -> Row:
     return row
 
 
-READERS: dict[str, Callable[[str], list[Row]]] = {
-    ".jsonl": _from_jsonl,
-    ".json": _from_json,
-    ".parquet": _from_parquet,
-    ".csv": _from_csv,
-}
-"""How a file is read, by its suffix; any other source is the name of a hub dataset."""
+READERS: dict[str, Reader] = {".jsonl": _jsonl_rows, ".csv": _csv_rows}
+"""What reads the files that have a row in a line or in a few, by their suffix."""
+SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
+"""The suffixes of files that can be read; any other source is the name of a hub dataset."""
 
 
-def _from_hub(source: str) -> list[Row]:
-    """Read a dataset of the hub. Raises ValueError if that cannot be done."""
+def _named_on_hub(source: str, revision: str | None, streaming: bool) -> Rows:
+    """Read the dataset of the hub that a source names. Raises ValueError if that cannot be done."""
     name, *config = source.split(":")
     if not config:
-        known = ", ".join(READERS)
+        known = ", ".join(SUFFIXES)
         raise ValueError(
             f"{source}: neither a file ({known}) nor a hub dataset with a split, as in openai/gsm8k:main:train"
         )
+    *config, split = config
+    rows = _from_hub(name, config, split, source, revision=revision)
+    return rows if streaming else list(rows)
+
+
+def _from_hub(name: str, config: list[str], split: str, source: str, **more: Any) -> Rows:
+    """Return the rows that the package `datasets` gives, mapped into memory. Raises ValueError if it gives none.
+
+    Args:
+        name, config, split: what it is asked for, and further arguments of its `load_dataset`.
+        source: for messages.
+    """
     try:
         from datasets import load_dataset
     except ModuleNotFoundError as error:
         raise ValueError(
-            f"{source} is no file, and hub datasets need a package: pip install 'blockwise-advantage[hub]'"
+            f"{source}: hub datasets, and Parquet files that are streamed, need a package: "
+            "pip install 'blockwise-advantage[hub]'"
         ) from error
-    *config, split = config
     try:
-        rows: list[Row] = load_dataset(name, *config, split=split).to_list()
+        rows: Rows = load_dataset(name, *config, split=split, **more)
     except Exception as error:  # of the network, of the hub, of its library: there are many, and no common type
+        where = "the package datasets cannot read it" if "data_files" in more else "the hub does not give it"
         raise ValueError(
-            f"{source}: the hub does not give it ({_line(error)}); check the spelling and the network, or name a file"
+            f"{source}: {where} ({_line(error)}); check the spelling and the network, or name a file"
         ) from error
     return rows
-
-
-def _text(source: str, encoding: str = "utf-8") -> str:
-    """Return the text of a file. Raises ValueError, with the line, if it is not UTF-8."""
-    data = Path(source).read_bytes()
-    try:
-        return data.decode(encoding)
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise ValueError(f"{source}, line {line}: not UTF-8; save the file in that encoding") from error
 
 
 def _line(error: Exception) -> str:

@@ -20,32 +20,14 @@ text (`(E) hyperbola`), one-letter units (`540m`) outside \text, things counted 
 40), another unit with its value converted, a second name for an equation's variable.
 """
 
-import multiprocessing
-import os
 import re
-import resource
-import signal
-import threading
-import weakref
-from collections.abc import Callable, Sequence
-from concurrent.futures import wait
-from contextlib import suppress
-from typing import Any, Protocol
-
-from pebble import ProcessExpired, ProcessFuture, ProcessPool
+from collections.abc import Sequence
+from typing import Protocol
 
 from bae.text import answers, expressions
 from bae.text.spelling import canonical
 from bae.text.verdict import Verdict
-
-Pair = tuple[str, str]
-"""(answer, reference)."""
-Check = Callable[[str, str], Verdict]
-"""Check one answer against one reference, in a worker."""
-Pending = Callable[[], list[Verdict]]
-"""Verdicts that may not be ready yet. A call waits for them, and a second call returns the same verdicts."""
-
-_soft_limit = 0  # bytes of address space; set in the workers only
+from bae.text.workers import Pair, Pending, Workers, within_limits
 
 
 class Verifier(Protocol):
@@ -150,21 +132,14 @@ class MathVerifier:
     """
 
     def __init__(self, timeout: float = 2.0, memory_mb: int = 2048, workers: int = 2, max_chars: int = 1000) -> None:
-        limits = {"timeout": timeout, "memory_mb": memory_mb, "workers": workers, "max_chars": max_chars}
-        for name, value in limits.items():
-            if not 0 < value < float("inf"):
-                raise ValueError(f"verifier.{name}={value}: must be above 0, and finite")
-        self.timeout, self.memory_mb, self.workers, self.max_chars = timeout, memory_mb, workers, max_chars
-        self._lock = threading.RLock()
-        self._pool: ProcessPool | None = None
-        self._stop: weakref.finalize[..., Any] | None = None
+        self._workers = Workers(_warm_up, timeout, memory_mb, workers, max_chars)
 
     def submit(self, pairs: Sequence[Pair]) -> Pending:
         """Begin to check (answer, reference) pairs in the workers, without waiting."""
         for _, reference in pairs:
             if not reference.strip():
                 raise ValueError(f"the reference is blank: {reference!r}")
-        return _Checks(self, _check, pairs)
+        return self._workers.submit(_check, pairs, equal_is_right=True)
 
     def verify(self, pairs: Sequence[Pair]) -> list[Verdict]:
         """Check (answer, reference) pairs, and wait for the verdicts."""
@@ -173,8 +148,8 @@ class MathVerifier:
     def equivalent(self, pairs: Sequence[Pair]) -> list[bool]:
         """Tell for each pair of answers whether each is CORRECT when the other is the reference."""
         ordered = [(min(texts), max(texts)) for texts in ((one.strip(), other.strip()) for one, other in pairs)]
-        unequal = [pair for pair in ordered if pair[0] != pair[1] and max(map(len, pair)) <= self.max_chars]
-        verdicts = dict(zip(unequal, _Checks(self, _check_both_ways, unequal)(), strict=True))
+        unequal = [pair for pair in ordered if pair[0] != pair[1] and max(map(len, pair)) <= self._workers.max_chars]
+        verdicts = dict(zip(unequal, self._workers.submit(_check_both_ways, unequal)(), strict=True))
         return [pair[0] == pair[1] or verdicts.get(pair) is Verdict.CORRECT for pair in ordered]
 
     def fault(self, reference: str) -> str | None:
@@ -185,123 +160,12 @@ class MathVerifier:
 
     def close(self) -> None:
         """Stop the workers and drop their checks. A later call starts new ones."""
-        with self._lock:
-            if self._stop is not None:
-                self._stop()
-            self._pool = self._stop = None
-
-    def _schedule(self, check: Check, pair: Pair) -> tuple[ProcessPool, ProcessFuture[Verdict]]:
-        """Put one check into the queue of the workers. Raises RuntimeError if the workers do not start."""
-        with self._lock:
-            try:
-                if self._pool is not None and not self._pool.active:
-                    self.close()  # it broke, for instance after idle workers were killed from outside
-                pool = self._running_pool()
-                return pool, pool.schedule(check, pair, timeout=self.timeout)
-            except RuntimeError:
-                self.close()
-                raise
-
-    def _running_pool(self) -> ProcessPool:
-        """Return the pool of workers, and start one if there is none."""
-        if self._pool is None:
-            spawn = multiprocessing.get_context("spawn")
-            self._pool = ProcessPool(self.workers, 0, _start_worker, (self.memory_mb,), spawn)
-            self._stop = weakref.finalize(self, _stop_pool, self._pool)  # runs at exit too
-        return self._pool
-
-
-class _Checks:
-    """Hold the checks of some pairs, queued at once, each distinct pair once. A call waits for the verdicts."""
-
-    def __init__(self, verifier: MathVerifier, check: Check, pairs: Sequence[Pair]) -> None:
-        self._verifier, self._check, self._pairs = verifier, check, list(pairs)
-        self._verdicts: dict[Pair, Verdict] = {}
-        self._queued: dict[Pair, tuple[ProcessPool, ProcessFuture[Verdict]]] = {}
-        for answer, reference in self._pairs:
-            if len(answer) > verifier.max_chars or not answer.strip():
-                self._verdicts[answer, reference] = Verdict.UNPARSEABLE
-            elif answer.strip() == reference.strip():
-                self._verdicts[answer, reference] = Verdict.CORRECT
-        with suppress(RuntimeError):  # the call tries again, and then raises
-            self._queue()
-
-    def __call__(self) -> list[Verdict]:
-        for last_try in (False, False, True):
-            try:
-                self._queue()
-                self._collect()
-                break
-            except BaseException as error:
-                # A pool that broke or was closed raises RuntimeError.
-                if last_try or not isinstance(error, RuntimeError):
-                    self._verifier.close()  # drops the checks still queued
-                    raise
-                self._queued.clear()
-        return [self._verdicts[pair] for pair in self._pairs]
-
-    def _queue(self) -> None:
-        """Queue each pair that has no verdict and is not in the queue yet."""
-        for pair in dict.fromkeys(self._pairs):
-            if pair not in self._verdicts and pair not in self._queued:
-                self._queued[pair] = self._verifier._schedule(self._check, pair)
-
-    def _collect(self) -> None:
-        """Wait for the queued checks and keep their verdicts. Raises RuntimeError if the workers broke down."""
-        for pair, (pool, future) in list(self._queued.items()):
-            while not future.done():
-                if not pool.active:  # it broke or was closed, so its queue will never be done
-                    raise RuntimeError("the worker processes of the verifier broke down")
-                wait([future], timeout=1.0)
-            error = future.exception()  # expected errors are not raised: a traceback would tie self into a cycle
-            if isinstance(error, ProcessExpired) and error.exitcode == -signal.SIGTERM:
-                # Not by pebble, which reports a TimeoutError: whoever stops this run signalled its whole group.
-                raise RuntimeError("a worker process of the verifier was stopped from outside")
-            if isinstance(error, (TimeoutError, ProcessExpired)):
-                self._verdicts[pair] = Verdict.TIMEOUT
-            elif error is not None:
-                raise error
-            else:
-                self._verdicts[pair] = future.result()
-            del self._queued[pair]
-
-
-def _stop_pool(pool: ProcessPool) -> None:
-    """Stop the workers and wait until they have ended."""
-    pool.stop()
-    pool.join()
-
-
-def _peak_address_space() -> int:
-    """Return the peak address space of this process in bytes, or 0 if the system does not tell it.
-
-    Only Linux tells it. Elsewhere only the time limit holds.
-    """
-    if not os.path.exists("/proc/self/status"):
-        return 0
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmPeak"))
-
-
-def _start_worker(memory_mb: int) -> None:
-    """Import what checks need outside the time limit, then limit the memory that a check may add to it."""
-    global _soft_limit
-    # pebble's signal handler is Python code. A long C call would delay it until pebble sends SIGKILL 3 s later.
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # Slurm warns every process of a job; the run saves, we go on
-    _compare("1+x", "x+2")
-    size, more = _peak_address_space(), memory_mb << 20
-    if not size:
-        return
-    resource.setrlimit(resource.RLIMIT_AS, (size + more, size + more))
-    # What an answer took may stay with the process, where later answers lack it. So a worker also exits after an answer
-    # that took it past a quarter of the limit.
-    _soft_limit = size + more // 4
+        self._workers.close()
 
 
 def _check(answer: str, reference: str) -> Verdict:
     """Check one pair, in a worker."""
-    return _within_limits(_compare(answer, reference))
+    return within_limits(_compare(answer, reference))
 
 
 def _check_both_ways(one: str, other: str) -> Verdict:
@@ -310,16 +174,14 @@ def _check_both_ways(one: str, other: str) -> Verdict:
         return Verdict.CORRECT
     try:
         verdict = _compare(one, other)
-        return _within_limits(_compare(other, one) if verdict is Verdict.CORRECT else verdict)
+        return within_limits(_compare(other, one) if verdict is Verdict.CORRECT else verdict)
     except ValueError:  # one of the answers cannot be a reference
         return Verdict.UNPARSEABLE
 
 
-def _within_limits(verdict: Verdict) -> Verdict:
-    """Return the verdict, or end this worker if it has passed its soft limit of memory."""
-    if _soft_limit and _peak_address_space() > _soft_limit:
-        os._exit(1)  # pebble reports ProcessExpired
-    return verdict
+def _warm_up() -> None:
+    """Import what checks need, in a worker, outside the time limit."""
+    _compare("1+x", "x+2")
 
 
 def _compare(answer: str, reference: str) -> Verdict:

@@ -1,13 +1,15 @@
 """Load the policy's weights and tokenizer, and make a prompt of a question."""
 
 import importlib.util
+import inspect
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from bae.errors import UserError
@@ -19,6 +21,8 @@ from bae.training.forward import check_shared_prefix
 
 mkldnn = torch.ops.mkldnn
 PACKAGE = Path(__file__).parent.parent
+FOR_TEMPLATES = ("tools", "documents")
+"""The arguments of apply_chat_template that it hands on to the template."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +33,14 @@ class Policy:
         model: a causal language model of transformers.
         tokenizer: its fast tokenizer.
         prompt_template: a text with {system} and {question}; None means the tokenizer's chat template.
+        chat_template_kwargs: further arguments of that template, such as {"enable_thinking": False}. Templates ignore
+            what they do not know.
     """
 
     model: CausalLM
     tokenizer: Any
     prompt_template: str | None
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def encode(self, system: str, question: str, examples: Sequence[Mapping[str, str]] = ()) -> list[int]:
         """Return the token ids of one prompt, up to where the completion begins.
@@ -44,7 +51,8 @@ class Policy:
             examples: earlier turns of the chat, {question, completion} each, for a model that must be shown the format.
 
         Raises:
-            ValueError: for examples if there is a prompt template, because then there is no chat.
+            ValueError: for examples if there is a prompt template, because then there is no chat; if the chat template
+                refuses the messages or its arguments.
         """
         if self.prompt_template is not None:
             if examples:
@@ -60,7 +68,15 @@ class Policy:
                 {"role": "assistant", "content": example["completion"]},
             ]
         messages += [{"role": "user", "content": question}]
-        turns = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
+        try:
+            turns = self.tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, return_dict=True, **self.chat_template_kwargs
+            )
+        except TemplateError as error:
+            raise ValueError(
+                f"model: its chat template refuses the prompt ({_first_line(error)}); change "
+                "model.chat_template_kwargs, or set model.prompt_template"
+            ) from error
         chat: list[int] = turns["input_ids"]
         return chat
 
@@ -86,6 +102,7 @@ def load_pretrained(
     attn_implementation: str | None = None,
     shared_prefix: bool = True,
     compile: bool = False,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> Policy:
     """Load a policy from a local folder or a hub id. Only safetensors are read.
 
@@ -98,6 +115,7 @@ def load_pretrained(
         attn_implementation: of transformers; None for its choice.
         shared_prefix: whether a prompt is encoded once for all its completions (bae.training.attention).
         compile: whether layers are compiled.
+        chat_template_kwargs: see `Policy`.
 
     Raises:
         FileNotFoundError: if nothing is there.
@@ -121,7 +139,9 @@ def load_pretrained(
             f"model.path={path}: no such folder, and the hub does not give it ({_first_line(error)}); "
             "check the spelling, log in if it is gated, or name a local folder"
         ) from error
-    return finish(model, tokenizer, prompt_template, gradient_checkpointing, shared_prefix, compile)
+    return finish(
+        model, tokenizer, prompt_template, gradient_checkpointing, shared_prefix, compile, chat_template_kwargs
+    )
 
 
 def load_gguf(
@@ -132,6 +152,7 @@ def load_gguf(
     gradient_checkpointing: bool = False,
     shared_prefix: bool = True,
     compile: bool = False,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> Policy:
     """Load a policy from a GGUF file inside an installed package, dequantised.
 
@@ -158,7 +179,9 @@ def load_gguf(
     model = AutoModelForCausalLM.from_config(config, dtype=kind)
     model.load_state_dict(loaded.state_dict())
     model.tie_weights()
-    return finish(model, tokenizer, prompt_template, gradient_checkpointing, shared_prefix, compile)
+    return finish(
+        model, tokenizer, prompt_template, gradient_checkpointing, shared_prefix, compile, chat_template_kwargs
+    )
 
 
 def finish(
@@ -168,6 +191,7 @@ def finish(
     gradient_checkpointing: bool = False,
     shared_prefix: bool = True,
     compile: bool = False,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> Policy:
     """Check tokenizer and model, and prepare them for sampling and training.
 
@@ -184,6 +208,7 @@ def finish(
             f"model.prompt_template={prompt_template!r}: the policy would never see a question; write {{question}} "
             "where it belongs"
         )
+    check_template_kwargs(tokenizer, prompt_template, chat_template_kwargs or {})
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if gradient_checkpointing:
@@ -194,7 +219,23 @@ def finish(
         check_shared_prefix(model)
     if compile:
         compile_layers(model)
-    return Policy(model, tokenizer, prompt_template)
+    return Policy(model, tokenizer, prompt_template, chat_template_kwargs or {})
+
+
+def check_template_kwargs(tokenizer: Any, prompt_template: str | None, given: Mapping[str, Any]) -> None:
+    """Refuse arguments of a chat template that never get there. Raises ValueError."""
+    if given and prompt_template is not None:
+        raise ValueError(
+            f"model.chat_template_kwargs={dict(given)}: with model.prompt_template there is no chat template; leave "
+            "one of them out"
+        )
+    own = inspect.signature(tokenizer.apply_chat_template).parameters
+    for name in given:
+        if name in own and name not in FOR_TEMPLATES:
+            raise ValueError(
+                f"model.chat_template_kwargs.{name}: this is an argument of the tokenizer, and not of its template; "
+                "leave it out"
+            )
 
 
 def weights_dtype(name: str) -> torch.dtype:

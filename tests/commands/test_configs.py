@@ -80,6 +80,24 @@ def test_the_papers_experiment_has_the_papers_settings():
     )  # bfloat16, but where a processor would crawl (tests/training/test_policy.py)
 
 
+PAPER = ["table1", "table2", "table3", "table5", "table6", "two_attempt", "qwen2.5_3b_instruct", "qwen2.5_7b"]
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_papers_experiments_fit_eight_cards(name):
+    cfg = composed(f"experiment=paper/{name}")
+    assert "vllm" in cfg["rollout"]["_target_"] and cfg["rollout"]["sleep_level"] == 1
+    assert cfg["training"]["importance_cap"] == 2.0  # vLLM's numerics differ
+    assert cfg["strategy"] == composed("strategy=fsdp")["strategy"] and cfg["callbacks"]["interference"] is None
+    assert cfg["model"]["gradient_checkpointing"] and cfg["prompts_per_step"] % 8 == 0
+    longest = max(cfg["max_new_tokens"], cfg["callbacks"]["evaluation"]["max_new_tokens"])
+    assert cfg["max_prompt_tokens"] + longest <= 32768  # the context of Qwen2.5
+    assert len(cfg["task"]["splits"]["train"]) == 2  # MATH and DAPO
+    assert set(cfg["callbacks"]["evaluation"]["splits"]) <= set(cfg["task"]["splits"])
+    server = composed(f"experiment=paper/{name}", "rollout=vllm_server", "strategy=ddp")
+    assert "sleep_level" not in server["rollout"]
+
+
 def swept(experiment):
     schema.register()
     with initialize_config_dir(str(CONF), version_base="1.3"):

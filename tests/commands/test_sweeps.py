@@ -104,6 +104,45 @@ def test_a_job_is_known_by_its_overrides(tmp_path):
 
 @pytest.mark.fault("sweeps")
 @pytest.mark.slow
+def test_submitit_waits_for_each_job_and_skips_what_is_done(tmp_path, monkeypatch):
+    """The same command once more, after the fault is gone, does what is left."""
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="hydra-submitit-launcher is not installed")
+    sweep = ["seed=2,0", "steps=0,3", "prompts_per_step=${share:16,4}", *PLAIN, "skip_finished=true"]
+    command = [sys.executable, "-m", "bae.commands.train", SMALL[0], *SMALL[2:], *sweep,
+               "callbacks.telemetry._target_=my_kill.Killing", "hydra/launcher=submitit_local",
+               "hydra.launcher.timeout_min=20", "-m"]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)])}
+
+    def run(code):
+        (tmp_path / "my_kill.py").write_text(code)
+        ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert ended.returncode == 1, ended.stderr  # steps=0 fails
+        return rows(ended.stdout)
+
+    table = run(KILLS.replace("HOW", "'kill'"))
+    assert {job: state for job, (state, _) in table.items()} == {
+        "seed=2 steps=0": "failed", "seed=2 steps=3": "failed", "seed=0 steps=0": "failed", "seed=0 steps=3": "done",
+    }  # fmt: skip
+    assert "steps=0: must be above 0" in table["seed=0 steps=0"][1]
+    assert re.match(r"its process ended without a result \(INTERRUPTED\); /.* may say why", table["seed=2 steps=3"][1])
+    monkeypatch.chdir(tmp_path)
+    parent, *jobs = runs()
+    assert parent.info.status == "FAILED" and not [run for run in jobs if run.info.status == "RUNNING"]
+    table = run(KILLS.replace("seed == 2", "seed == 9"))
+    assert (table["seed=0 steps=3"][0], table["seed=2 steps=3"][0]) == ("skipped", "done")
+
+
+def test_slurm_that_is_not_there_is_one_sentence(train, monkeypatch):  # noqa: F811
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="hydra-submitit-launcher is not installed")
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(
+        SystemExit, match="there is no Slurm here, because sbatch is not found; hydra/launcher=submitit_l"
+    ):
+        train("seed=0,1", "hydra/launcher=submitit_slurm", "-m")
+
+
+@pytest.mark.fault("sweeps")
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["exit", "kill"])
 def test_a_killed_process_of_joblib_ends_its_own_job_alone(tmp_path, monkeypatch, how):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="hydra-joblib-launcher is not installed")

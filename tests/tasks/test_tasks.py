@@ -227,5 +227,5 @@ def test_a_row_without_the_text_before_the_reference_has_none(tmp_path):
 def test_a_split_is_read_when_it_is_first_needed(tmp_path):
     task = unreadable(tmp_path / "bad.jsonl", MathVerifier())
     (tmp_path / "good.jsonl").write_text('{"question": "q", "answer": "5"}')
-    good = {"val": str(tmp_path / "good.jsonl"), "train": task.sources["train"].source}
+    good = {"val": str(tmp_path / "good.jsonl"), "train": task.sources["train"][0].source}
     assert DatasetTask(good, "question", "answer", MathVerifier()).size("val") == 1

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bae.text import expressions, verifier
+from bae.text import expressions, verifier, workers
 from bae.text.verdict import Verdict
 from bae.text.verifier import IntegerVerifier, MathVerifier
 
@@ -221,13 +221,13 @@ def test_equivalent_of_hostile_answers():
 
 def test_order_and_duplicates(maths, monkeypatch):
     scheduled = []
-    schedule = verifier.ProcessPool.schedule
+    schedule = workers.ProcessPool.schedule
 
     def counted(self, function, args=(), **options):
         scheduled.append(args)
         return schedule(self, function, args, **options)
 
-    monkeypatch.setattr(verifier.ProcessPool, "schedule", counted)
+    monkeypatch.setattr(workers.ProcessPool, "schedule", counted)
     pairs = [("1.0", "1"), ("2", "1"), ("", "1"), ("1.0", "1"), ("1", "1"), ("1", "2"), ("@", "1")] * 50
     expected = [CORRECT, WRONG, UNPARSEABLE, CORRECT, CORRECT, WRONG, UNPARSEABLE] * 50
     assert maths.verify(pairs) == expected
@@ -351,8 +351,12 @@ def test_a_wait_outlives_a_close_in_another_thread():
     assert verdicts == [CORRECT, WRONG]
 
 
+def _exit_at_once(prepare, memory_mb):
+    os._exit(1)
+
+
 def test_workers_that_break_down_again_and_again(monkeypatch):
-    monkeypatch.setattr(verifier, "_start_worker", os._exit)  # with the memory limit as its status
+    monkeypatch.setattr(workers, "_start_worker", _exit_at_once)
     one = MathVerifier(memory_mb=1, workers=1)
     pending = one.submit([("1.0", "1")])
     with pytest.raises(RuntimeError):
