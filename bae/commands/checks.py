@@ -16,6 +16,8 @@ MOST_SEED = 2**32 - 1
 """The largest seed that NumPy's global generator takes."""
 WRITERS = {"rollouts": "completions", "advantages": "advantages", "demonstrations": "demonstrations"}
 """What the callbacks without which no step can be done write on the batch."""
+SHARDED = ("fsdp", "deepspeed", "modelparallel")
+"""How the names of strategies begin that cut weights up."""
 CONDITIONED = ("baseline", "outcome")
 """The groups that objectives with `given` alone read."""
 
@@ -65,11 +67,15 @@ def check_run(cfg: DictConfig, keys: type[schema.RunSchema]) -> None:
         raise UserError(f"seed={cfg.seed}: must be {MOST_SEED} at most")
 
 
-def check_strategy(strategy: Mapping[str, Any]) -> None:
-    """Refuse devices that this machine does not have. Raises UserError."""
+def check_strategy(strategy: Mapping[str, Any], has_adapter: bool = False) -> None:
+    """Refuse devices that this machine does not have, and adapters of sharded weights. Raises UserError."""
     import torch
 
     devices, accelerator = strategy.get("devices"), strategy.get("accelerator")
+    kind = strategy.get("strategy") or ""
+    name = (kind["_target_"] if isinstance(kind, Mapping) else str(kind)).rpartition(".")[2]
+    if has_adapter and name.lower().startswith(SHARDED):
+        raise UserError(f"adapter: {name} cuts weights up, which adapters are not made for; use strategy=gpu or ddp")
     if devices in (0, "0", []) or (isinstance(devices, int) and devices < -1):
         raise UserError(f"strategy.devices={devices}: must be 1 or more, or auto")
     if accelerator not in ("gpu", "cuda"):

@@ -132,6 +132,7 @@ def record(cfg: DictConfig, trainer: "L.Trainer", model: "CausalLM", is_new: boo
             "output_folder": str(folder.absolute()),
             "settings": settings(cfg),
             "parameters": str(sum(p.numel() for p in model.parameters())),
+            "trained_parameters": str(sum(p.numel() for p in model.parameters() if p.requires_grad)),
             "dtype": str(model.dtype).removeprefix("torch."),
         }
     )
