@@ -202,7 +202,8 @@ def merge_saved(model: Any, folder: Path) -> Any:
         raise FileNotFoundError(f"{folder}: it has {CONFIG_FILE} and no {WEIGHTS_FILE}; take a whole copy")
     from peft import PeftModel
 
-    return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+    merged = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+    return merged.requires_grad_(True)  # peft has frozen it
 
 
 def _check_targets(model: CausalLM, targets: str | list[str]) -> None:

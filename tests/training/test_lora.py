@@ -203,7 +203,7 @@ def test_an_adapter_is_saved_alone_and_names_its_model(tiny, tmp_path):
     with torch.no_grad():
         assert_close(theirs(ids).logits, policy.model(ids).logits, rtol=0, atol=1e-5)
     ours = load_pretrained(str(tmp_path / "policy"), "float32", "{question}")
-    assert not adapted(ours.model)
+    assert not adapted(ours.model) and all(weight.requires_grad for weight in ours.model.parameters())
     assert_close(log_p(ours.model), log_p(policy.model), rtol=0, atol=1e-5)
 
     (tmp_path / "policy" / "SHA256SUMS").unlink()
