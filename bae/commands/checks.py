@@ -39,6 +39,11 @@ def check_train(cfg: DictConfig) -> None:
         )
     _warn_of_warm_up(cfg, cfg.steps * cfg.training.optimizer_steps)
     _warn_of_unread(cfg)
+    if cfg.training.kl_coef and cfg.training.kl_estimator == "k1":
+        warnings.warn(
+            "training.kl_estimator=k1: the mean of its gradient is 0, so it keeps the policy near nothing; use k2 or k3",
+            stacklevel=2,
+        )
 
 
 def check_warmstart(cfg: DictConfig) -> None:
