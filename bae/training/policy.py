@@ -71,11 +71,19 @@ class Policy:
         chat: list[int] = turns["input_ids"]
         return chat
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, notes: Mapping[str, str] | None = None) -> None:
         """Write safetensors, configuration and tokenizer, with checksums, in place of what is in `folder`.
 
         `AutoModelForCausalLM.from_pretrained(folder)` reads them. Adapters are merged, or with `save: adapter` they are
-        all that is written, as peft does. Raises UserError if a weight is not finite, and DiskFullError.
+        all that is written, as peft does.
+
+        Args:
+            folder: to write.
+            notes: {file name: text}, written beside.
+
+        Raises:
+            UserError: if a weight is not finite.
+            DiskFullError: if there is no room.
         """
         if (name := non_finite(self.model.state_dict())) is not None:
             raise UserError(f"{folder} is not saved, because {name} has numbers that are not finite")
@@ -87,6 +95,8 @@ class Policy:
             else:
                 self.model.save_pretrained(partial, state_dict=lora.merged_state(self.model))
             self.tokenizer.save_pretrained(partial)
+            for name, text in (notes or {}).items():
+                (partial / name).write_text(text)
 
 
 def load_pretrained(
@@ -99,8 +109,9 @@ def load_pretrained(
     shared_prefix: bool = True,
     compile: bool = False,
 ) -> Policy:
-    """Load a policy from a local folder or a hub id. Only safetensors are read. A folder with an adapter gives the model
-    that its configuration names, with the adapter merged.
+    """Load a policy from a local folder or a hub id. Only safetensors are read.
+
+    A folder with an adapter gives the model that its configuration names, with the adapter merged.
 
     Args:
         path: a folder, a hub id, or `package://assets/tiny` for a folder in this package.

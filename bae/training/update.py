@@ -96,10 +96,9 @@ class Update:
         """Train on a batch.
 
         Writes into `batch.metrics` the means over optimiser steps of entropy (nats a token), clip_fraction, and what
-        `Stepper.step` returns; if the loss has the divergence from the reference, of kl (nats a token); and, if the engine
-        reports with what probability it drew each token, of mismatch_kl,
-        mismatch_max and mismatch_capped. If a baseline has a refinement, it writes the advantages that were really
-        applied.
+        `Stepper.step` returns; if the loss has the divergence from the reference, of kl (nats a token); and, if the
+        engine reports with what probability it drew each token, of mismatch_kl, mismatch_max and mismatch_capped. If a
+        baseline has a refinement, it writes the advantages that were really applied.
         """
         samples, _ = batch.require_rollouts()
         with batch.timed("update"):
@@ -119,9 +118,9 @@ class Update:
     def block_gradients(self, batch: RolloutBatch, rows: Tensor, size: int) -> Tensor:
         """Return what each block's tokens among the completions `rows` add to the gradient of the loss.
 
-        The gradients are those of the policy as it is, without the entropy bonus and the divergence from a reference. `grad` of the weights is left alone.
-        All ranks must call it, because the aggregation may need their tokens. It needs whole weights, so it is not for
-        sharded strategies.
+        The gradients are those of the policy as it is, without the entropy bonus and the divergence from a reference.
+        `grad` of the weights is left alone. All ranks must call it, because the aggregation may need their tokens. It
+        needs whole weights, so it is not for sharded strategies.
 
         Args:
             batch: a batch that has advantages.

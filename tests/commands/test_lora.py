@@ -10,7 +10,13 @@ from tests.commands.test_train import assert_equal, resume_without_small, runs, 
 from tests.support import needs_peft
 
 pytestmark = needs_peft
-LORA = ["adapter=lora", "adapter.rank=2", "steps=2", "callbacks.held_out.every=0", "callbacks.checkpoints.log_policy=false"]
+LORA = [
+    "adapter=lora",
+    "adapter.rank=2",
+    "steps=2",
+    "callbacks.held_out.every=0",
+    "callbacks.checkpoints.log_policy=false",
+]
 
 
 def saved(folder, step):

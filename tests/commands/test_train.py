@@ -216,7 +216,7 @@ def test_a_run_killed_in_its_last_held_out_pass_goes_on_and_reports_the_last_ste
     def stop(self, trainer, step):
         if step == 3:
             raise RuntimeError("stopped")
-        real(self, trainer, step)
+        return real(self, trainer, step)
 
     monkeypatch.setattr(HeldOut, "_measure", stop)
     with pytest.raises(RuntimeError, match="stopped"):

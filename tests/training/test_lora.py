@@ -114,7 +114,10 @@ def test_the_packed_pass_is_that_of_plain_rows(tiny):
 @pytest.mark.parametrize("options", [{"micro_batch_tokens": 25}, {"checkpointing": True}])
 def test_only_adapters_are_trained_and_how_a_batch_is_cut_does_not_matter(tiny, options):
     results = []
-    for checkpointing, tokens in ((False, 1000), (options.get("checkpointing"), options.get("micro_batch_tokens", 1000))):
+    for checkpointing, tokens in (
+        (False, 1000),
+        (options.get("checkpointing"), options.get("micro_batch_tokens", 1000)),
+    ):
         policy = without(tiny)
         if checkpointing:
             policy.model.gradient_checkpointing_enable({"use_reentrant": False})

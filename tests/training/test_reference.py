@@ -97,5 +97,7 @@ def test_with_adapters_the_reference_is_the_policy_without_them(tiny):
         mask = work.samples.completion_mask
         k = losses.k3(plain(policy.model, work.samples), plain(base.model, work.samples))
     update.step(work)
-    assert work.metrics["kl"] == pytest.approx(float((k * mask).sum() / mask.sum()), rel=1e-3) and work.metrics["kl"] > 0
+    assert (
+        work.metrics["kl"] == pytest.approx(float((k * mask).sum() / mask.sum()), rel=1e-3) and work.metrics["kl"] > 0
+    )
     assert work.metrics["grad_norm"] > 0
