@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from omegaconf import OmegaConf
 
+from bae.commands.sweep import SweepParent
 from tests.commands.test_train import history, outputs, runs, train  # noqa: F401
 
 SHORT = [
@@ -18,16 +18,15 @@ SHORT = [
 
 @pytest.fixture
 def returned(monkeypatch):
-    """What Hydra's own sweeper was given by its jobs, for each sweep."""
+    """What Hydra was given by each job, and hands to its sweeper."""
     found = []
-    real = BasicSweeper.sweep
+    real = SweepParent.on_job_end
 
-    def sweep(self, arguments):
-        batches = real(self, arguments)
-        found.append([job.return_value for batch in batches for job in batch])
-        return batches
+    def on_job_end(self, config, job_return, **more):
+        found.append(job_return.return_value)
+        real(self, config, job_return, **more)
 
-    monkeypatch.setattr(BasicSweeper, "sweep", sweep)
+    monkeypatch.setattr(SweepParent, "on_job_end", on_job_end)
     return found
 
 
@@ -37,7 +36,7 @@ def test_a_job_returns_the_metric_after_its_last_step(train, returned, capsys): 
         train(*SHORT, *best, "optimize=val/brier", "lr=1e-3,-1", "-m")
     (run,) = runs()[1:]
     values = dict(history(run, "val/brier"))
-    assert returned == [[values[2], None]] and len(values) == 3
+    assert returned == [values[2], None] and len(values) == 3
     step = min((1, 2), key=values.get)
     words = f"val/brier {values[step]:.3f} after step {step}"
     assert run.data.tags["best"] == words
@@ -46,7 +45,7 @@ def test_a_job_returns_the_metric_after_its_last_step(train, returned, capsys): 
     assert (folder / "policy_best" / "model.safetensors").is_file()
 
     train(*SHORT, *best, "optimize=val/brier", "lr=1e-3", "skip_finished=true", "-m")  # done before
-    assert returned[1] == [values[2]] and len(runs()) == 3
+    assert returned[2:] == [values[2]] and len(runs()) == 3
 
 
 def test_optuna_knows_what_is_good_and_a_refused_job_is_a_failed_trial(train, capsys):  # noqa: F811

@@ -110,7 +110,7 @@ def test_the_completion_table_can_be_read(train, monkeypatch):
     "options",
     [
         [],
-        ["training.optimizer_steps=2", "callbacks.entropy.target=9"],
+        ["training.optimizer_steps=2", "callbacks.entropy.target=9", "training.kl_coef=0.5"],
         pytest.param(["optimizer=adamw_kahan", "model.dtype=bfloat16"], marks=pytest.mark.slow),
         pytest.param(["optimizer=adamw_8bit", "model.dtype=bfloat16"], marks=[pytest.mark.slow, needs_torchao]),
     ],
