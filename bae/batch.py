@@ -235,6 +235,7 @@ class RolloutBatch:
     advantages: Advantages | None = None  # BlockwiseAdvantages; the update, where a baseline has a refinement
     entropy_coef: float = 0.0  # AdaptiveEntropy
     metrics: dict[str, float] = field(default_factory=dict)  # every callback that measures, and the update
+    held_out: dict[str, float] = field(default_factory=dict)  # HeldOut: what it measured after this step, if it did
     seconds: dict[str, float] = field(default_factory=dict)  # every stage: its wall time
     further: Callable[[int], list[Problem]] | None = None  # loader: round, from 1 -> as many other problems
     demonstrations: Demonstrations | None = None  # WrittenDemonstrations, OwnDemonstrations; in a warm start alone

@@ -21,6 +21,7 @@ class Namespace(enum.IntEnum):
     DEMONSTRATIONS = 2**32 - 7  # what demonstrations of a warm start draw
     ROUNDING = 2**32 - 8  # optimisers that round weights at random
     OWN_FIDELITY = 2**32 - 9  # fresh samples that measure the run's own baseline
+    ADAPTER = 2**32 - 10  # the random start of adapters
 
 
 def key(seed: int, namespace: Namespace, *numbers: int) -> Key:

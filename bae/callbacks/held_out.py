@@ -29,6 +29,8 @@ KEPT = ("prompt", "verdict", "correct", "confidence")
 class HeldOut(L.Callback):
     """Measure held-out problems before the first step, every `every` steps and after the last one.
 
+    What was measured after a step is written on its batch, too.
+
     The draws are the same each time, so two evaluations differ only by the policy.
 
     Args:
@@ -82,9 +84,10 @@ class HeldOut(L.Callback):
     ) -> None:
         done = batch.step + 1
         if due(done, self.every, trainer.num_training_batches):
-            self._measure(trainer, done)
+            batch.held_out = self._measure(trainer, done)
 
-    def _measure(self, trainer: L.Trainer, step: int) -> None:
+    def _measure(self, trainer: L.Trainer, step: int) -> dict[str, float]:
+        """Measure and log the metrics after a step, and return them under their full names."""
         rank, world = trainer.global_rank, trainer.world_size
         if rank == 0 and step == 0:
             print(f"measuring {self.prompts * self.samples} completions of held-out problems first", flush=True)
@@ -98,10 +101,12 @@ class HeldOut(L.Callback):
         table = merge(gather_objects(trainer, own))  # of all: which votes there are depends on what was stated
         if self.samples > 1:
             metrics |= self._votes(table)
-        run_logger(trainer).log_metrics({f"{self.prefix}/{name}": value for name, value in metrics.items()}, step)
+        named = {f"{self.prefix}/{name}": value for name, value in metrics.items()}
+        run_logger(trainer).log_metrics(named, step)
         if trainer.is_global_zero:
             with atomically(self.folder / FOLDER / f"step_{step:06d}.parquet") as file:
                 table[[name for name in table if name.startswith(KEPT)]].to_parquet(file)
+        return named
 
     def _votes(self, table: DataFrame) -> dict[str, float]:
         """Return the accuracy of each way to choose among all samples of a problem, attempt by attempt."""

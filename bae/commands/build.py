@@ -71,9 +71,11 @@ def make_run(
     validate.check_parts({key: config[key] for key in sorted(config, key="callbacks".__eq__)})
     validate.check_options("strategy", L.Trainer, config["strategy"])
     validate.check_options("training", get_type_hints(schema.of_run(config))["training"], config["training"])
-    check_strategy(config["strategy"])
+    check_strategy(config["strategy"], has_adapter=bool(config["adapter"]))
     optimizer = make_optimizer(cfg)
     task, policy = make(cfg.task), make(cfg.model)
+    if cfg.adapter:
+        policy = policy.with_adapter(make(cfg.adapter))
     pipeline = make_pipeline(cfg, policy, task)
     pipeline.check_room(longest(pipeline.task, "train"))
     module = PolicyModule(policy, make_update(cfg, pipeline), optimizer, cfg.steps)

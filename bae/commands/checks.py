@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from bae.commands import schema
 from bae.errors import UserError
@@ -16,6 +16,8 @@ MOST_SEED = 2**32 - 1
 """The largest seed that NumPy's global generator takes."""
 WRITERS = {"rollouts": "completions", "advantages": "advantages", "demonstrations": "demonstrations"}
 """What the callbacks without which no step can be done write on the batch."""
+SHARDED = ("fsdp", "deepspeed", "modelparallel")
+"""How the names of strategies begin that cut weights up."""
 CONDITIONED = ("baseline", "outcome")
 """The groups that objectives with `given` alone read."""
 
@@ -37,6 +39,11 @@ def check_train(cfg: DictConfig) -> None:
         )
     _warn_of_warm_up(cfg, cfg.steps * cfg.training.optimizer_steps)
     _warn_of_unread(cfg)
+    if cfg.training.kl_coef and cfg.training.kl_estimator == "k1":
+        warnings.warn(
+            "training.kl_estimator=k1: its gradient has the mean 0, so it holds the policy nowhere; use k2 or k3",
+            stacklevel=2,
+        )
 
 
 def check_warmstart(cfg: DictConfig) -> None:
@@ -65,13 +72,20 @@ def check_run(cfg: DictConfig, keys: type[schema.RunSchema]) -> None:
             raise UserError(f"{key}={cfg[key]}: must not be negative")
     if cfg.seed > MOST_SEED:
         raise UserError(f"seed={cfg.seed}: must be {MOST_SEED} at most")
+    for key in ("optimize", "callbacks.checkpoints.best"):
+        if (metric := OmegaConf.select(cfg, key)) is not None:
+            _check_metric(cfg, key, str(metric))
 
 
-def check_strategy(strategy: Mapping[str, Any]) -> None:
-    """Refuse devices that this machine does not have. Raises UserError."""
+def check_strategy(strategy: Mapping[str, Any], has_adapter: bool = False) -> None:
+    """Refuse devices that this machine does not have, and adapters of sharded weights. Raises UserError."""
     import torch
 
     devices, accelerator = strategy.get("devices"), strategy.get("accelerator")
+    kind = strategy.get("strategy") or ""
+    name = (kind["_target_"] if isinstance(kind, Mapping) else str(kind)).rpartition(".")[2]
+    if has_adapter and name.lower().startswith(SHARDED):
+        raise UserError(f"adapter: {name} cuts weights up, which adapters are not made for; use strategy=gpu or ddp")
     if devices in (0, "0", []) or (isinstance(devices, int) and devices < -1):
         raise UserError(f"strategy.devices={devices}: must be 1 or more, or auto")
     if accelerator not in ("gpu", "cuda"):
@@ -96,6 +110,21 @@ def check_device(device: str) -> None:
     count = torch.cuda.device_count()
     if wanted.type == "cuda" and (wanted.index or 0) >= count:
         raise UserError(f"device={device}: {f'there are {count} GPUs' if count else 'there is no GPU'} here; use auto")
+
+
+def _check_metric(cfg: DictConfig, key: str, metric: str) -> None:
+    """Refuse a metric that this run does not measure, or of which it is not known what is good. Raises UserError."""
+    from bae.evaluation.direction import low_is_good
+
+    if not cfg.callbacks.get("held_out"):
+        raise UserError(f"{key}={metric}: nothing measures it, because callbacks.held_out is null")
+    try:
+        low_is_good(key, metric, cfg.callbacks.held_out.prefix)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    family, _, objective = metric.partition("/")[2].rpartition("/")
+    if family in ("reward", "malformed") and objective not in cfg.objectives.rewards:
+        raise UserError(f"{key}={metric}: no such objective; there are {', '.join(map(str, cfg.objectives.rewards))}")
 
 
 def _check_writers(cfg: DictConfig, *needed: str) -> None:

@@ -103,18 +103,19 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
     alone = job_of()
 
     @functools.wraps(task)
-    def quiet(cfg: DictConfig) -> None:
+    def quiet(cfg: DictConfig) -> float | None:
         # While the task runs, the environment is the user's again: processes that it starts inherit it.
         with _environment(FULL_ERROR, chosen):
             check_names()
             if (log := alone or sweep.log_of_jobs()) is not None:
                 explain = partial(_explained, chosen == "1")
-                jobs.run_job(log, list(HydraConfig.get().overrides.task), task, cfg, explain)
+                return jobs.run_job(log, list(HydraConfig.get().overrides.task), task, cfg, explain)
             elif HydraConfig.get().mode == RunMode.MULTIRUN:
                 task(cfg)  # Hydra is to see the error
             else:
                 with _one_sentence(chosen == "1"):
                     task(cfg)
+        return None
 
     sys.argv = [sys.argv[0], *map(pasted, sys.argv[1:])]
     check_credentials({argument.partition("=")[0]: argument for argument in sys.argv[1:]})

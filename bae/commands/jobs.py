@@ -11,6 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from bae.commands.objective_value import value_of
 from bae.signals import Stopped
 
 FILE = "jobs.jsonl"
@@ -87,8 +88,10 @@ def run_job(
     task: Callable[[DictConfig], Any],
     cfg: DictConfig,
     explain: Callable[[Exception], str | None],
-) -> None:
+) -> float | None:
     """Run one job of a sweep, and write down what came of it. The jobs after it run, too.
+
+    Returns what a sweeper optimises, None for a job that failed (see bae.commands.objective_value.value_of).
 
     Args:
         log: of the sweep.
@@ -103,6 +106,7 @@ def run_job(
     log.append(overrides, State.STARTED)
     try:
         folder = task(cfg)
+        value = value_of(cfg, folder)
     except Stopped:
         raise
     except SystemExit as error:  # of a user's part
@@ -116,3 +120,5 @@ def run_job(
         log.append(overrides, State.FAILED, sentence)
     else:
         log.append(overrides, *((State.SKIPPED, "done before") if folder is None else (State.DONE, str(folder))))
+        return value
+    return None

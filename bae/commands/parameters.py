@@ -11,6 +11,9 @@ from bae.commands.schema import WITHOUT_EFFECT
 MORE = (
     "model.path",
     "model.dtype",
+    "adapter.rank",
+    "adapter.alpha",
+    "adapter.targets",
     "objectives.malformed",
     "strategy.devices",
     "strategy.precision",

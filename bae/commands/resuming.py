@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
@@ -15,6 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 from bae.commands import cli
 from bae.commands.build import plain, run_folder, run_id_of, saved_config
 from bae.commands.schema import WITHOUT_EFFECT
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
 
 AUTO = "auto"
 """The value of `resume` that means the newest unfinished run of this configuration, or a new run."""
@@ -61,9 +65,11 @@ def begin(cfg: DictConfig, check: Callable[[DictConfig], None], held: ExitStack)
     check(cfg)
     if cfg.resume and (found := newest_unfinished(cfg, held)):
         return found
-    if skips_finished(cfg) and (finished := find_finished(cfg)):
-        join_sweep(cfg.logger.tracking_uri, finished)
-        print(f"done before: run {finished} in {cfg.logger.tracking_uri}; skip_finished=false does it again")
+    if skips_finished(cfg) and (finished := finished_run(cfg)):
+        join_sweep(cfg.logger.tracking_uri, finished.info.run_id)
+        print(
+            f"done before: run {finished.info.run_id} in {cfg.logger.tracking_uri}; skip_finished=false does it again"
+        )
         return None
     make_absolute(cfg)
     lock(Path(cfg.output_folder), held)
@@ -179,8 +185,8 @@ def settings(cfg: DictConfig) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def find_finished(cfg: DictConfig) -> str | None:
-    """Return the id of a finished run in MLflow with these settings, or None."""
+def finished_run(cfg: DictConfig) -> "Run | None":
+    """Return the newest finished run in MLflow with these settings, or None."""
     from bae.report.tracking import search
 
     found = search(
@@ -188,4 +194,4 @@ def find_finished(cfg: DictConfig) -> str | None:
         [cfg.logger.experiment],
         f"tags.settings = '{settings(cfg)}' and attributes.status = 'FINISHED'",
     )
-    return found[0].info.run_id if found else None
+    return found[0] if found else None

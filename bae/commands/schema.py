@@ -23,6 +23,7 @@ WITHOUT_EFFECT = (
     "skip_finished",
     "stop_within",
     "preview",
+    "optimize",
 )
 """Keys that change no result."""
 
@@ -40,6 +41,7 @@ class RunSchema:
     temperature: float = MISSING
     optimizer: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
+    adapter: dict[str, Any] = field(default_factory=dict)
     task: dict[str, Any] = field(default_factory=dict)
     objectives: dict[str, Any] = field(default_factory=dict)
     rollout: dict[str, Any] = field(default_factory=dict)
@@ -54,6 +56,7 @@ class RunSchema:
     resume: str | None = None
     trust: list[str] = field(default_factory=list)
     stop_within: float = 600.0
+    optimize: str | None = None
 
 
 @dataclass

@@ -26,6 +26,7 @@ from omegaconf import DictConfig
 
 from bae.commands import submitit_jobs
 from bae.commands.jobs import SWEPT, JobLog, State, label
+from bae.commands.objective_value import set_direction
 from bae.commands.process_setup import program
 from bae.commands.schema import WITHOUT_EFFECT
 
@@ -114,6 +115,7 @@ class SweepParent(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         from bae.report import sweep_page, tracking
 
+        set_direction(config)
         logger, hydra = config.logger, config.hydra
         submitit_jobs.check_cluster(hydra)
         varied = swept(hydra)

@@ -132,6 +132,7 @@ def record(cfg: DictConfig, trainer: "L.Trainer", model: "CausalLM", is_new: boo
             "output_folder": str(folder.absolute()),
             "settings": settings(cfg),
             "parameters": str(sum(p.numel() for p in model.parameters())),
+            "trained_parameters": str(sum(p.numel() for p in model.parameters() if p.requires_grad)),
             "dtype": str(model.dtype).removeprefix("torch."),
         }
     )
@@ -140,6 +141,7 @@ def record(cfg: DictConfig, trainer: "L.Trainer", model: "CausalLM", is_new: boo
 
 def describe(cfg: DictConfig, trainer: "L.Trainer") -> None:
     """Write what is known of the run so far on its page in MLflow."""
+    from bae.callbacks.best import best_of
     from bae.report.run_page import description
     from bae.report.tracking import NOTE
 
@@ -147,7 +149,9 @@ def describe(cfg: DictConfig, trainer: "L.Trainer") -> None:
         logger: Any = trainer.logger
         held_out, evaluation = cfg.callbacks.get("held_out"), cfg.callbacks.get("evaluation")
         prefix, splits = held_out and held_out.prefix, evaluation.splits if evaluation else ()
-        logger.set_tags({NOTE: description(logger.log, cfg.steps, prefix, list(splits))})
+        best = best_of(Path(cfg.output_folder))
+        tags = {"best": str(best)} if best else {}
+        logger.set_tags({NOTE: description(logger.log, cfg.steps, prefix, list(splits)), **tags})
 
 
 def folder_arguments(composed: "HydraConf") -> list[str]:
@@ -188,6 +192,7 @@ def ranks_of_one_job(cfg: DictConfig, checkpoint: Path | None) -> Iterator[None]
 
 def report(cfg: DictConfig, trainer: "L.Trainer") -> None:
     """Print what the run changed on held-out problems, where it is, and the command that opens it."""
+    from bae.callbacks.best import FOLDER, best_of
     from bae.report.run_page import changes
 
     logger: Any = trainer.logger
@@ -196,6 +201,8 @@ def report(cfg: DictConfig, trainer: "L.Trainer") -> None:
         print("\n".join(["", *table_of(found, cfg.steps)]))
     folder = Path(cfg.output_folder)
     print(f"\npolicy   {folder / 'policy'}")
+    if best := best_of(folder):
+        print(f"best     {folder / FOLDER}: {best}")
     if cfg.callbacks.get("pictures"):
         print(f"pictures {folder / 'pictures'}: {' '.join(sorted(p.name for p in folder.glob('pictures/*.png')))}")
     print(f"run      {logger.place}, experiment {cfg.logger.experiment}")

@@ -98,6 +98,38 @@ def importance(log_probs: Tensor, sampled_log_probs: Tensor, cap: float) -> Tens
     return torch.exp(log_probs - sampled_log_probs).clamp(max=cap)
 
 
+def k1(log_probs: Tensor, reference_log_probs: Tensor) -> Tensor:
+    """Estimate KL(pi, ref) token by token as log r, with r = pi / ref; any shape.
+
+    The mean over tokens drawn from pi is right. As a term of the loss it is of no use: its gradient is that of log pi,
+    whose mean is 0. Source of k1, k2 and k3: Schulman 2020, "Approximating KL divergence".
+
+    Args:
+        log_probs: in pi, in nats, of tokens drawn from pi. The result is differentiable in it.
+        reference_log_probs: in ref, in nats.
+    """
+    return log_probs - reference_log_probs
+
+
+def k2(log_probs: Tensor, reference_log_probs: Tensor) -> Tensor:
+    """Estimate KL(pi, ref) token by token as (log r)² / 2, with r = pi / ref. Arguments: see k1.
+
+    It is never below 0, and its mean is off where r is far from 1. Its gradient, (log r) grad log pi, has the gradient
+    of KL(pi, ref) as its mean: of the three it is the one whose gradient is that of what is estimated.
+    """
+    return (log_probs - reference_log_probs).square() / 2
+
+
+def k3(log_probs: Tensor, reference_log_probs: Tensor) -> Tensor:
+    """Estimate KL(pi, ref) token by token as 1 / r - 1 + log r, with r = pi / ref. Arguments: see k1.
+
+    Its mean is right, and it is never below 0. Its gradient, (1 - 1 / r) grad log pi, has the gradient of the other
+    divergence, KL(ref, pi), as its mean. GRPO uses it (arXiv 2402.03300).
+    """
+    log_ratio = reference_log_probs - log_probs
+    return log_ratio.expm1() - log_ratio
+
+
 def mismatch(
     log_probs: Tensor, sampled_log_probs: Tensor, mask: Tensor, cap: float | None
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -109,12 +141,12 @@ def mismatch(
         cap: of `importance`; None for no cap.
 
     Returns:
-        Three scalars: the sum of r - 1 - log r, whose mean estimates KL(mu, pi) in nats (Schulman's k3); the number of
+        Three scalars: the sum of r - 1 - log r, whose mean estimates KL(mu, pi) in nats (k3); the number of
         tokens with r above the cap; and the largest |log r|.
     """
     log_ratio = (log_probs - sampled_log_probs).where(mask, 0.0)
     capped = torch.zeros_like(mask) if cap is None else log_ratio.exp() > cap
-    return (log_ratio.expm1() - log_ratio).sum(), capped.sum(), log_ratio.abs().max()
+    return k3(sampled_log_probs, log_probs).where(mask, 0.0).sum(), capped.sum(), log_ratio.abs().max()
 
 
 def log_probs_and_entropy(logits: Tensor, ids: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

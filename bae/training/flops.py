@@ -28,11 +28,15 @@ class ModelSize:
         layers: the number of weights that multiply the state of each token.
         head: the number of weights that make the logits of a token.
         pair: operations for each pair of a query and a key that it sees, in all layers together.
+        frozen: the number of weights among `layers` that are not trained, so that no gradient of theirs is computed.
+        frozen_head: the same for `head`.
     """
 
     layers: int
     head: int
     pair: int
+    frozen: int = 0
+    frozen_head: int = 0
 
 
 def model_size(model: CausalLM) -> ModelSize:
@@ -44,12 +48,14 @@ def model_size(model: CausalLM) -> ModelSize:
     """
     head = model.get_output_embeddings().weight
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)} | {id(head)}
-    active, layers = _active_share(model.config.get_text_config()), 0.0
+    active, layers, frozen = _active_share(model.config.get_text_config()), 0.0, 0.0
     for name, weight in model.named_parameters():
         if weight.dim() < 2 or id(weight) in embeddings or name.endswith("bias"):
             continue
-        layers += weight.numel() * (active if "experts" in name.split(".") else 1)
-    return ModelSize(round(layers), head.numel(), _pair_flops(model.config.get_text_config()))
+        count = weight.numel() * (active if "experts" in name.split(".") else 1)
+        layers, frozen = layers + count, frozen + (0 if weight.requires_grad else count)
+    pair, frozen_head = _pair_flops(model.config.get_text_config()), 0 if head.requires_grad else head.numel()
+    return ModelSize(round(layers), head.numel(), pair, round(frozen), frozen_head)
 
 
 def _active_share(config: Any) -> float:
@@ -69,7 +75,7 @@ def _pair_flops(config: Any) -> int:
 
 
 def update_flops(size: ModelSize, samples: SampledTokens, group_size: int) -> int:
-    """Count the operations of a forward and a backward pass in which all weights are trained.
+    """Count the operations of a forward and a backward pass, without the gradients of weights that are not trained.
 
     The prompt of each group is encoded once, and only completion tokens have logits.
 
@@ -78,7 +84,10 @@ def update_flops(size: ModelSize, samples: SampledTokens, group_size: int) -> in
         samples: N completions, group by group.
         group_size: G.
     """
-    return 3 * (_state_flops(size, samples, group_size) + 2 * size.head * int(samples.completion_mask.sum()))
+    predicted = int(samples.completion_mask.sum())
+    every = 3 * (_state_flops(size, samples, group_size) + 2 * size.head * predicted)
+    read = int(samples.prompt_mask[::group_size].sum() + _fed(samples).sum())
+    return every - 2 * size.frozen * read - 2 * size.frozen_head * predicted
 
 
 def decoding_flops(size: ModelSize, samples: SampledTokens, group_size: int) -> int:

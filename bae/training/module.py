@@ -55,6 +55,22 @@ class PolicyModule(L.LightningModule):
         stepper = self.update.stepper
         return {"optimizer": stepper.optimizer, "lr_scheduler": stepper.scheduler}
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # Frozen weights are where they came from.
+        if self.policy.adapter is not None:
+            trained = self._trained()
+            checkpoint["state_dict"] = {n: x for n, x in checkpoint["state_dict"].items() if n in trained}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.policy.adapter is not None:
+            trained = self._trained()
+            frozen = {n: weight for n, weight in self.state_dict().items() if n not in trained}
+            checkpoint["state_dict"] = frozen | checkpoint["state_dict"]
+
+    def _trained(self) -> set[str]:
+        """Return the names of the weights that are trained."""
+        return {name for name, weight in self.named_parameters() if weight.requires_grad}
+
     def training_step(self, batch: RolloutBatch, batch_idx: int) -> None:
         # Lightning's wrappers count the optimiser steps and apply the precision plugin.
         stepper = self.update.stepper

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+KL_ESTIMATORS = ("k1", "k2", "k3")
+"""Functions of bae.method.losses."""
+
 
 @dataclass(kw_only=True)
 class StepOptions:
@@ -48,6 +51,9 @@ class UpdateOptions(StepOptions):
         optimizer_steps: mini-batches, one optimiser step each, that a rollout batch is cut into.
         importance_cap: tokens count by policy over sampler probability, up to this; None: all count alike. See
             bae.method.losses.importance.
+        kl_coef: the coefficient of the divergence from the reference, the policy from which the run began; at 0 nothing
+            is computed of it.
+        kl_estimator: how it is estimated, one of KL_ESTIMATORS.
         The others are as in `StepOptions`.
 
     Raises:
@@ -58,6 +64,8 @@ class UpdateOptions(StepOptions):
     clip_high: float | None = None
     optimizer_steps: int = 1
     importance_cap: float | None = None
+    kl_coef: float = 0.0
+    kl_estimator: str = "k3"
 
     def _rules(self) -> dict[str, tuple[bool, str]]:
         def positive(value: float | None) -> bool:
@@ -68,4 +76,6 @@ class UpdateOptions(StepOptions):
             "clip_high": (positive(self.clip_high), "must be above 0, or null"),
             "optimizer_steps": (self.optimizer_steps >= 1, "must be 1 or more"),
             "importance_cap": (positive(self.importance_cap), "must be above 0, or null"),
+            "kl_coef": (0 <= self.kl_coef < float("inf"), "must be 0 or more"),
+            "kl_estimator": (self.kl_estimator in KL_ESTIMATORS, f"must be one of {', '.join(KL_ESTIMATORS)}"),
         }

@@ -4,7 +4,7 @@ import importlib.util
 import inspect
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from bae.errors import UserError
 from bae.files import check_folder, folder_atomically
-from bae.training import attention
+from bae.training import attention, lora
 from bae.training.causal_lm import CausalLM
 from bae.training.finite import non_finite
 from bae.training.forward import check_shared_prefix
@@ -35,12 +35,19 @@ class Policy:
         prompt_template: a text with {system} and {question}; None means the tokenizer's chat template.
         chat_template_kwargs: further arguments of that template, such as {"enable_thinking": False}. Templates ignore
             what they do not know.
+        adapter: what is trained of the model; None for all its weights.
     """
 
     model: CausalLM
     tokenizer: Any
     prompt_template: str | None
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    adapter: lora.Lora | None = None
+
+    def with_adapter(self, adapter: lora.Lora) -> "Policy":
+        """Put adapters into the model, and freeze all else. Raises ValueError for targets that it does not have."""
+        lora.attach(self.model, adapter)
+        return replace(self, adapter=adapter)
 
     def encode(self, system: str, question: str, examples: Sequence[Mapping[str, str]] = ()) -> list[int]:
         """Return the token ids of one prompt, up to where the completion begins.
@@ -80,17 +87,32 @@ class Policy:
         chat: list[int] = turns["input_ids"]
         return chat
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, notes: Mapping[str, str] | None = None) -> None:
         """Write safetensors, configuration and tokenizer, with checksums, in place of what is in `folder`.
 
-        `AutoModelForCausalLM.from_pretrained(folder)` reads them. Raises UserError if a weight is not finite, and
-        DiskFullError.
+        `AutoModelForCausalLM.from_pretrained(folder)` reads them. Adapters are merged, or with `save: adapter` they are
+        all that is written, as peft does.
+
+        Args:
+            folder: to write.
+            notes: {file name: text}, written beside.
+
+        Raises:
+            UserError: if a weight is not finite.
+            DiskFullError: if there is no room.
         """
         if (name := non_finite(self.model.state_dict())) is not None:
             raise UserError(f"{folder} is not saved, because {name} has numbers that are not finite")
         with folder_atomically(folder) as partial:
-            self.model.save_pretrained(partial)
+            if self.adapter is None:
+                self.model.save_pretrained(partial)
+            elif self.adapter.save == "adapter":
+                lora.save_adapter(self.model, partial)
+            else:
+                self.model.save_pretrained(partial, state_dict=lora.merged_state(self.model))
             self.tokenizer.save_pretrained(partial)
+            for name, text in (notes or {}).items():
+                (partial / name).write_text(text)
 
 
 def load_pretrained(
@@ -105,6 +127,8 @@ def load_pretrained(
     chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> Policy:
     """Load a policy from a local folder or a hub id. Only safetensors are read.
+
+    A folder with an adapter gives the model that its configuration names, with the adapter merged.
 
     Args:
         path: a folder, a hub id, or `package://assets/tiny` for a folder in this package.
@@ -125,20 +149,25 @@ def load_pretrained(
     source = str(folder) if folder.is_dir() else path
     if folder.is_dir():
         check_folder(folder)
+    is_adapter = lora.is_adapter(folder)
+    weights = lora.base_of(folder) if is_adapter else source
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
         model = AutoModelForCausalLM.from_pretrained(
-            source,
+            weights,
             dtype=weights_dtype(dtype),
             use_safetensors=True,  # otherwise transformers would still unpickle a .bin
             trust_remote_code=trust_remote_code,
             attn_implementation=attn_implementation,
         )
     except OSError as error:
+        named = f"model.path={path}: " + (f"its adapter belongs to {weights}; " if is_adapter else "")
         raise FileNotFoundError(
-            f"model.path={path}: no such folder, and the hub does not give it ({_first_line(error)}); "
+            f"{named}no such folder, and the hub does not give it ({_first_line(error)}); "
             "check the spelling, log in if it is gated, or name a local folder"
         ) from error
+    if is_adapter:
+        model = lora.merge_saved(model, folder)
     return finish(
         model, tokenizer, prompt_template, gradient_checkpointing, shared_prefix, compile, chat_template_kwargs
     )

@@ -90,7 +90,7 @@ class Stepper:
         def schedule(step: int) -> float:
             return lr_share(step, steps, self.options.warmup_steps, self.options.final_lr)
 
-        self.optimizer = make_optimizer(self.model.parameters())
+        self.optimizer = make_optimizer(weight for weight in self.model.parameters() if weight.requires_grad)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, schedule)
 
     def micro_batches(self, samples: SampledTokens, rows: Tensor) -> list[Tensor]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from bae.batch import Advantages, ForwardResult, RolloutBatch, SampledTokens
+from bae.method import losses
 from bae.method.advantages import spread_over_tokens
 from bae.method.losses import Aggregation, block_mean, blockwise_clipped_loss, importance, is_clipped, mismatch
 from bae.text.blocks import Block
@@ -21,6 +22,7 @@ from bae.training.causal_lm import CausalLM
 from bae.training.forward import completion_pass, flat_gradient
 from bae.training.options import UpdateOptions
 from bae.training.packing import passes
+from bae.training.reference import Reference
 from bae.training.sketch import count_sketch
 from bae.training.stepper import Loop, MakeOptimizer, Stepper
 
@@ -37,6 +39,7 @@ class UpdateInputs:
         advantages: of the N completions.
         applied: (N, J), the advantages that were really applied; the steps fill it in.
         old_log_p: (N, T), log-probabilities from before the first step. None if they are those of the policy as it is.
+        reference_log_p: (N, T), those of the reference; None if the loss has no divergence from it.
         entropy_coef: the coefficient of the entropy bonus.
     """
 
@@ -47,6 +50,7 @@ class UpdateInputs:
     advantages: Advantages
     applied: Tensor
     old_log_p: Tensor | None
+    reference_log_p: Tensor | None
     entropy_coef: float
 
 
@@ -80,6 +84,8 @@ class Update:
         self.options = options
         self.clips = options.clip, options.clip if options.clip_high is None else options.clip_high
         self.aggregation = aggregation
+        self.reference = Reference(model) if options.kl_coef else None
+        self.estimate_kl = getattr(losses, options.kl_estimator)
         self.stepper = Stepper(model, options, loop)
 
     def configure(self, make_optimizer: MakeOptimizer, steps: int) -> None:
@@ -90,9 +96,9 @@ class Update:
         """Train on a batch.
 
         Writes into `batch.metrics` the means over optimiser steps of entropy (nats a token), clip_fraction, and what
-        `Stepper.step` returns; and, if the engine reports with what probability it drew each token, of mismatch_kl,
-        mismatch_max and mismatch_capped. If a baseline has a refinement, it writes the advantages that were really
-        applied.
+        `Stepper.step` returns; if the loss has the divergence from the reference, of kl (nats a token); and, if the
+        engine reports with what probability it drew each token, of mismatch_kl, mismatch_max and mismatch_capped. If a
+        baseline has a refinement, it writes the advantages that were really applied.
         """
         samples, _ = batch.require_rollouts()
         with batch.timed("update"):
@@ -102,7 +108,8 @@ class Update:
                 self.stepper.micro_batches(samples, torch.arange(i, len(samples.ended), count)) for i in range(count)
             ]
             # Later mini-batches are off-policy, so they need the log-probabilities from before the first step.
-            inputs = self._inputs(batch, self._old_log_probs(samples, minis) if count > 1 else None)
+            old_log_p = self._log_probs(self.model, samples, minis) if count > 1 else None
+            inputs = self._inputs(batch, old_log_p, self._reference_log_probs(samples, minis))
             for mini in minis:
                 for name, value in self._optimizer_step(inputs, mini).items():
                     batch.metrics[name] = batch.metrics.get(name, 0.0) + value / len(minis)
@@ -111,9 +118,9 @@ class Update:
     def block_gradients(self, batch: RolloutBatch, rows: Tensor, size: int) -> Tensor:
         """Return what each block's tokens among the completions `rows` add to the gradient of the loss.
 
-        The gradients are those of the policy as it is, without the entropy bonus. `grad` of the weights is left alone.
-        All ranks must call it, because the aggregation may need their tokens. It needs whole weights, so it is not for
-        sharded strategies.
+        The gradients are those of the policy as it is, without the entropy bonus and the divergence from a reference.
+        `grad` of the weights is left alone. All ranks must call it, because the aggregation may need their tokens. It
+        needs whole weights, so it is not for sharded strategies.
 
         Args:
             batch: a batch that has advantages.
@@ -134,7 +141,9 @@ class Update:
                 found[k] += (count_sketch(gradient, size) if size else gradient).cpu()  # a sketch is linear
         return torch.stack(found)
 
-    def _inputs(self, batch: RolloutBatch, old_log_p: Tensor | None) -> UpdateInputs:
+    def _inputs(
+        self, batch: RolloutBatch, old_log_p: Tensor | None, reference_log_p: Tensor | None = None
+    ) -> UpdateInputs:
         samples, scored = batch.require_rollouts()
         advantages = batch.require_advantages()
         counts = torch.stack([(scored.block_of == k).sum() for k in range(len(self.block_weights))])
@@ -147,6 +156,7 @@ class Update:
             advantages=advantages,
             applied=advantages.per_objective.clone(),
             old_log_p=old_log_p,
+            reference_log_p=reference_log_p,
             entropy_coef=batch.entropy_coef,
         )
 
@@ -156,7 +166,7 @@ class Update:
         share = len(inputs.weights) / len(mini)  # the token weights are those of the whole batch
         # DDP takes the mean over ranks, so each divides by the tokens that a rank has on average.
         tokens = float(self.stepper.loop.over_ranks(inputs.samples.completion_mask[mini].sum()))
-        sums, total, furthest = torch.zeros(4), torch.zeros(()), torch.zeros(())
+        sums, total, furthest, divergence = torch.zeros(4), torch.zeros(()), torch.zeros(()), torch.zeros(())
         for part, *prompts in passes(self.model, inputs.samples, parts, self._prefetches()):
             forward = completion_pass(self.model, inputs.samples, part, self.temperature, *prompts)
             mask, weight = (
@@ -164,17 +174,24 @@ class Update:
             )
             loss, advantage, old_log_p = self._surrogate_loss(inputs, part, forward, weight, record=True)
             loss = share * loss - inputs.entropy_coef * (forward.entropy * mask).sum() / tokens
+            if inputs.reference_log_p is not None:
+                reference_log_p = self._columns(inputs.reference_log_p, part, forward.log_p)
+                kl = self.estimate_kl(forward.log_p, reference_log_p)
+                loss = loss + share * self.options.kl_coef * (weight * kl).sum()
+                divergence += (kl.detach() * mask).sum().cpu()
             with self.stepper.loop.gradients_travel(part is parts[-1]):
                 self.stepper.loop.backward(loss)
             clipped = is_clipped(forward.log_p.detach(), old_log_p, advantage, *self.clips) & mask
             sampled_log_p = self._sampled_log_p(inputs, part, old_log_p)
-            kl, capped, most = mismatch(old_log_p, sampled_log_p, mask, self.options.importance_cap)
-            sums += torch.stack([(forward.entropy.detach() * mask).sum(), clipped.sum(), kl, capped]).cpu()
+            off, capped, most = mismatch(old_log_p, sampled_log_p, mask, self.options.importance_cap)
+            sums += torch.stack([(forward.entropy.detach() * mask).sum(), clipped.sum(), off, capped]).cpu()
             total += loss.detach().cpu()
             furthest = torch.maximum(furthest, most.cpu())
         metrics = self.stepper.step(float(total))
         means = (self.stepper.loop.over_ranks(sums) / tokens).tolist()
         metrics |= {"entropy": means[0], "clip_fraction": means[1]}
+        if inputs.reference_log_p is not None:
+            metrics["kl"] = float(self.stepper.loop.over_ranks(divergence) / tokens)
         if inputs.samples.log_probs is not None:
             furthest = self.stepper.loop.over_ranks(furthest, "max")
             metrics |= {"mismatch_kl": means[2], "mismatch_capped": means[3], "mismatch_max": float(furthest)}
@@ -215,13 +232,20 @@ class Update:
         """Return (B, T'): the rows `part` of (N, T), as wide as `like` and on its device."""
         return x[part, : like.shape[1]].to(like.device)
 
+    def _reference_log_probs(self, samples: SampledTokens, minis: Sequence[Sequence[Tensor]]) -> Tensor | None:
+        """Return (N, T), of the reference; None if the loss has no divergence from it."""
+        if self.reference is None:
+            return None
+        with self.reference.model() as model:
+            return self._log_probs(model, samples, minis)
+
     @torch.no_grad()
-    def _old_log_probs(self, samples: SampledTokens, minis: Sequence[Sequence[Tensor]]) -> Tensor:
+    def _log_probs(self, model: CausalLM, samples: SampledTokens, minis: Sequence[Sequence[Tensor]]) -> Tensor:
         """Return (N, T), in the same micro-batches as the update, so that the first ratio is exactly 1."""
         out = torch.zeros(samples.completion_ids.shape)
         for parts in minis:
-            for part, *prompts in passes(self.model, samples, parts, self._prefetches()):
-                log_p = completion_pass(self.model, samples, part, self.temperature, *prompts).log_p
+            for part, *prompts in passes(model, samples, parts, self._prefetches()):
+                log_p = completion_pass(model, samples, part, self.temperature, *prompts).log_p
                 out[part, : log_p.shape[1]] = log_p.cpu()
         return out
 

@@ -110,7 +110,7 @@ def test_the_completion_table_can_be_read(train, monkeypatch):
     "options",
     [
         [],
-        ["training.optimizer_steps=2", "callbacks.entropy.target=9"],
+        ["training.optimizer_steps=2", "callbacks.entropy.target=9", "training.kl_coef=0.5"],
         pytest.param(["optimizer=adamw_kahan", "model.dtype=bfloat16"], marks=pytest.mark.slow),
         pytest.param(["optimizer=adamw_8bit", "model.dtype=bfloat16"], marks=[pytest.mark.slow, needs_torchao]),
     ],
@@ -216,7 +216,7 @@ def test_a_run_killed_in_its_last_held_out_pass_goes_on_and_reports_the_last_ste
     def stop(self, trainer, step):
         if step == 3:
             raise RuntimeError("stopped")
-        real(self, trainer, step)
+        return real(self, trainer, step)
 
     monkeypatch.setattr(HeldOut, "_measure", stop)
     with pytest.raises(RuntimeError, match="stopped"):

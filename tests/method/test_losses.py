@@ -13,6 +13,9 @@ from bae.method.losses import (
     blockwise_clipped_loss,
     constant_length,
     is_clipped,
+    k1,
+    k2,
+    k3,
     log_probs_and_entropy,
     token_mean,
 )
@@ -171,3 +174,35 @@ def test_log_probs_and_entropy():
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
 def test_tokens_outside_every_block_weigh_nothing(aggregation):
     assert torch.equal(aggregation(torch.full((2, 3), -1), torch.ones(2), torch.zeros(2)), torch.zeros(2, 3))
+
+
+@pytest.mark.parametrize(
+    ("estimator", "value", "gradient"), [(k1, 0.693147, 1.0), (k2, 0.240227, 0.693147), (k3, 0.193147, 0.5)]
+)
+def test_divergence_of_a_token_by_hand(estimator, value, gradient):
+    """A token with probability 1/2 in the policy and 1/4 in the reference: r = 2."""
+    log_p = torch.tensor([0.5]).log().requires_grad_()
+    found = estimator(log_p, torch.tensor([0.25]).log())
+    found.sum().backward()
+    assert found.item() == pytest.approx(value, abs=1e-5) and log_p.grad.item() == pytest.approx(gradient, abs=1e-5)
+
+
+def test_what_estimators_of_divergence_are_in_the_mean():
+    """Over all tokens of a distribution, each with its probability: the values, and the means of their gradients."""
+    logits = torch.tensor([0.3, -1.0, 2.0, 0.0], dtype=torch.double, requires_grad=True)
+    reference = torch.tensor([-0.5, 0.2, 1.0, 0.4], dtype=torch.double).log_softmax(0)
+    log_p = logits.log_softmax(0)
+    p = log_p.exp().detach()  # draws are not differentiated
+    forward, backward = (log_p.exp() * (log_p - reference)).sum(), (reference.exp() * (reference - log_p)).sum()
+    (to_forward,) = torch.autograd.grad(forward, logits, retain_graph=True)
+    (to_backward,) = torch.autograd.grad(backward, logits, retain_graph=True)
+    means = {k: (p * k(log_p, reference)).sum() for k in (k1, k2, k3)}
+    gradients = {k: torch.autograd.grad(mean, logits, retain_graph=True)[0] for k, mean in means.items()}
+    torch.testing.assert_close(means[k1], forward)
+    torch.testing.assert_close(means[k3], forward)
+    close = (0.9 * reference + 0.1 * log_p.detach()).log_softmax(0)  # k2 is right where r is near 1
+    value = (close.exp() * (close - reference)).sum()
+    assert abs((close.exp() * k2(close, reference)).sum() - value) < 0.05 * value
+    torch.testing.assert_close(gradients[k1], torch.zeros(4, dtype=torch.double))
+    torch.testing.assert_close(gradients[k2], to_forward)
+    torch.testing.assert_close(gradients[k3], to_backward)

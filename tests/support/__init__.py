@@ -21,6 +21,7 @@ def needs(file: str) -> pytest.MarkDecorator:
 
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+needs_peft = pytest.mark.skipif(find_spec("peft") is None, reason="peft is not installed; make lora")
 needs_torchao = pytest.mark.skipif(find_spec("torchao") is None, reason="torchao is not installed; make torchao")
 
 

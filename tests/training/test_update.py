@@ -393,7 +393,7 @@ def test_values_that_cannot_work_are_refused():
     for name, values in {
         "clip": (0, 1, -0.1, nan), "clip_high": (0, -1, nan, math.inf), "max_grad_norm": (0, -1, nan),
         "warmup_steps": (-1,), "final_lr": (-0.1, 1.1, nan), "micro_batch_tokens": (0,), "optimizer_steps": (0, -2),
-        "importance_cap": (0, nan, math.inf),
+        "importance_cap": (0, nan, math.inf), "kl_coef": (-1, nan, math.inf), "kl_estimator": ("k4", ""),
     }.items():  # fmt: skip
         for value in values:
             with pytest.raises(ValueError, match=rf"^training\.{name}="):

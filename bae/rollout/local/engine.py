@@ -15,6 +15,7 @@ from bae.rollout.local.sampling import Sampler
 from bae.training import attention
 from bae.training.causal_lm import CausalLM
 from bae.training.heap import Heap
+from bae.training.lora import sampling_weights
 
 SLACK = 0.25
 """Share of completions that may have ended and still stay if steps are CUDA graphs: each change costs a new graph."""
@@ -50,6 +51,12 @@ class LocalEngine:
         """Sample the requested completions; see RolloutEngine."""
         self._heap.tidy()  # between the update of one step and the sampling of the next
         draws = _Draws(Sampler(request.temperature, self.top_k, self.top_p), request, model.device)
+        with sampling_weights(model):
+            self._decode(model, request, draws)
+        return draws.samples(*request.padded_prompts())
+
+    def _decode(self, model: CausalLM, request: SamplingRequest, draws: "_Draws") -> None:
+        """Draw all tokens of the requested completions."""
         if attention.is_shared(model):
             with prepacked(model, min(self.max_rows, len(draws.ids))):
                 cuda_graphs = self.cuda_graphs and model.device.type == "cuda"
@@ -58,7 +65,6 @@ class LocalEngine:
             at_a_time = max(1, self.max_rows // request.group_size)
             for first in range(0, len(request.prompts), at_a_time):
                 _decode_whole_groups(model, request, draws, range(len(request.prompts))[first : first + at_a_time])
-        return draws.samples(*request.padded_prompts())
 
 
 class _Draws:

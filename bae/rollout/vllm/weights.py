@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from bae.training.causal_lm import CausalLM
+from bae.training.lora import merged_state
 
 Fingerprint = tuple[int, ...]
 
@@ -45,10 +46,10 @@ def fingerprint(model: CausalLM) -> Fingerprint:
 def checkpoint(model: CausalLM) -> Iterator[tuple[str, Tensor]]:
     """Yield names and weights as a file of the model would hold them, tied ones once, under their first name.
 
-    Nothing is copied.
+    Adapters are merged, and merged weights are new; no other is copied.
     """
     # transformers may keep weights under its own names, or several in one tensor. It knows how files hold them.
-    weights = revert_weight_conversion(cast(PreTrainedModel, model), dict(model.state_dict(keep_vars=True)))
+    weights = revert_weight_conversion(cast(PreTrainedModel, model), merged_state(model))
     seen: set[int] = set()
     for name, weight in weights.items():
         if id(weight) not in seen:
