@@ -278,4 +278,5 @@ def quieten() -> None:
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # its tables; a locked file, with a traceback
     transformers_logging.disable_progress_bar()
     warnings.filterwarnings("ignore", message=".*module\\(s\\) in eval mode.*")  # meant: no dropout
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")  # between lightning and torch
+    for between_lightning_and_torch in ("LeafSpec", "all_gather"):
+        warnings.filterwarnings("ignore", message=f".*{between_lightning_and_torch}.*is deprecated.*")

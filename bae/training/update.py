@@ -21,6 +21,7 @@ from bae.training.causal_lm import CausalLM
 from bae.training.forward import completion_pass, flat_gradient
 from bae.training.options import UpdateOptions
 from bae.training.packing import passes
+from bae.training.sharding import is_sharded
 from bae.training.sketch import count_sketch
 from bae.training.stepper import Loop, MakeOptimizer, Stepper
 
@@ -54,7 +55,7 @@ class Update:
     """Train a policy on batches that were rolled out and have advantages.
 
     Args:
-        model: the policy.
+        model: the policy. What is trained is `stepper.model`.
         blocks: the blocks of the format, for their weights in the loss.
         temperature: of sampling. The loss sees the same distribution that was sampled from.
         options: how a batch becomes optimiser steps.
@@ -112,8 +113,7 @@ class Update:
         """Return what each block's tokens among the completions `rows` add to the gradient of the loss.
 
         The gradients are those of the policy as it is, without the entropy bonus. `grad` of the weights is left alone.
-        All ranks must call it, because the aggregation may need their tokens. It needs whole weights, so it is not for
-        sharded strategies.
+        All ranks must call it, because the aggregation may need their tokens.
 
         Args:
             batch: a batch that has advantages.
@@ -157,8 +157,9 @@ class Update:
         # DDP takes the mean over ranks, so each divides by the tokens that a rank has on average.
         tokens = float(self.stepper.loop.over_ranks(inputs.samples.completion_mask[mini].sum()))
         sums, total, furthest = torch.zeros(4), torch.zeros(()), torch.zeros(())
-        for part, *prompts in passes(self.model, inputs.samples, parts, self._prefetches()):
-            forward = completion_pass(self.model, inputs.samples, part, self.temperature, *prompts)
+        model = self.stepper.model
+        for part, *prompts in passes(model, inputs.samples, parts, self._prefetches()):
+            forward = completion_pass(model, inputs.samples, part, self.temperature, *prompts)
             mask, weight = (
                 self._columns(x, part, forward.log_p) for x in (inputs.samples.completion_mask, inputs.weights)
             )
@@ -218,19 +219,16 @@ class Update:
     @torch.no_grad()
     def _old_log_probs(self, samples: SampledTokens, minis: Sequence[Sequence[Tensor]]) -> Tensor:
         """Return (N, T), in the same micro-batches as the update, so that the first ratio is exactly 1."""
-        out = torch.zeros(samples.completion_ids.shape)
+        out, model = torch.zeros(samples.completion_ids.shape), self.stepper.model
         for parts in minis:
-            for part, *prompts in passes(self.model, samples, parts, self._prefetches()):
-                log_p = completion_pass(self.model, samples, part, self.temperature, *prompts).log_p
+            for part, *prompts in passes(model, samples, parts, self._prefetches()):
+                log_p = completion_pass(model, samples, part, self.temperature, *prompts).log_p
                 out[part, : log_p.shape[1]] = log_p.cpu()
         return out
 
     def _prefetches(self) -> bool:
-        """Tell whether a prompt is encoded ahead for its micro-batches.
-
-        Under a sharded strategy every pass is one of all ranks, and these have other prompts.
-        """
-        return is_shared(self.model) and not self.stepper.loop.is_sharded
+        """Tell whether a prompt is encoded ahead for its micro-batches; a rank with shards cannot take a pass alone."""
+        return is_shared(self.model) and not is_sharded(self.stepper.model)
 
 
 def _as_applied(inputs: UpdateInputs) -> Advantages:
