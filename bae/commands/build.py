@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from bae.commands import cli, schema, validate
-from bae.commands.checks import check_device, check_strategy
+from bae.commands.checks import check_device, check_sharded, check_strategy
 from bae.commands.trust import check_trusted
 from bae.report.run_log import LOG, RUN_FILE
 
@@ -72,6 +72,7 @@ def make_run(
     validate.check_options("strategy", L.Trainer, config["strategy"])
     validate.check_options("training", get_type_hints(schema.of_run(config))["training"], config["training"])
     check_strategy(config["strategy"])
+    check_sharded(config)
     optimizer = make_optimizer(cfg)
     task, policy = make(cfg.task), make(cfg.model)
     pipeline = make_pipeline(cfg, policy, task)
