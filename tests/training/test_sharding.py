@@ -81,14 +81,20 @@ def test_the_policy_is_whole_except_in_an_update(tiny, one_rank):
     assert_same(weights(tiny.model), before)
 
 
-@pytest.mark.parametrize("options", [{}, {"optimizer_steps": 2}], ids=["on-policy", "off-policy"])
-def test_an_update_of_shards_is_that_of_the_policy(tiny, one_rank, options):
+@pytest.mark.parametrize("case", ["on-policy", "off-policy", "checkpointed", "padded", "bf16-mixed"])
+def test_an_update_of_shards_is_that_of_the_policy(tiny, one_rank, case):
+    if case == "checkpointed":
+        tiny.model.gradient_checkpointing_enable({"use_reentrant": False})
+    if case == "padded":
+        tiny.model.config._attn_implementation = "sdpa"
+    options = {"optimizer_steps": 2} if case == "off-policy" else {}
     plain, work, same = copy(tiny), batch(entropy_coef=0.1), batch(entropy_coef=0.1)
-    make_update(plain, **OPTIONS | options).step(work)
-    shards, update = sharded(tiny, **options)
-    start = weights(tiny.model)
-    with shards.alone():
-        update.step(same)
+    with torch.autocast("cpu", torch.bfloat16, enabled=case == "bf16-mixed"):
+        make_update(plain, **OPTIONS | options).step(work)
+        shards, update = sharded(tiny, **options)
+        start = weights(tiny.model)
+        with shards.alone():
+            update.step(same)
     assert same.metrics == pytest.approx(work.metrics, abs=1e-6)
     assert_same(weights(tiny.model), weights(plain.model), atol=1e-7, rtol=0)
     assert any((value != start[name]).any() for name, value in weights(tiny.model).items())
