@@ -73,7 +73,7 @@ def folder_atomically(target: Path) -> Iterator[Path]:
         partial.mkdir(parents=True)
         yield partial
         if not (partial / SUMS).exists():
-            write_sums(partial, sums_of(partial, "*"))
+            write_sums(partial, checksums(partial, "*"))
         for path in [*partial.rglob("*"), partial]:
             _sync(path)
         if target.exists():
@@ -87,7 +87,7 @@ def folder_atomically(target: Path) -> Iterator[Path]:
         raise
 
 
-def sums_of(folder: Path, pattern: str) -> dict[str, str]:
+def checksums(folder: Path, pattern: str) -> dict[str, str]:
     """Return the checksums of a folder's files that match a pattern, by name."""
     return {str(path.relative_to(folder)): checksum(path) for path in sorted(folder.rglob(pattern)) if path.is_file()}
 

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from bae.callbacks.checkpoints import clear_place, not_finite
-from bae.files import PARTIAL, folder_atomically, sums_of, write_sums
+from bae.files import PARTIAL, checksums, folder_atomically, write_sums
 from bae.training import sharded_state
 
 REST = "rest.pt"
@@ -49,9 +49,9 @@ class FullySharded(ModelParallelStrategy):
             sharded_state.save(state, folder)
             if self.is_global_zero:
                 torch.save(checkpoint, folder / REST)
-            mine = sums_of(folder, f"__{self.global_rank}_*")  # each rank reads its own files
+            mine = checksums(folder, f"__{self.global_rank}_*")  # each rank reads its own files
             if self.is_global_zero:
-                mine |= sums_of(folder, REST) | sums_of(folder, sharded_state.DESCRIPTION)
+                mine |= checksums(folder, REST) | checksums(folder, sharded_state.DESCRIPTION)
             written = self._of_all_ranks(mine)
             if self.is_global_zero:
                 write_sums(folder, {name: value for sums in written for name, value in sums.items()})
