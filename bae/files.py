@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from errno import EDQUOT, EFBIG, ENOSPC
 from pathlib import Path
@@ -62,17 +62,18 @@ def write_atomically(target: Path, text: str) -> None:
 def folder_atomically(target: Path) -> Iterator[Path]:
     """Give an empty folder to fill; it replaces `target`, with checksums, when the `with` body has ended.
 
-    If the body raises, what was at `target` before is still there. A process that dies between the two renames leaves
-    no `target`, but never a part of one. Raises DiskFullError.
+    A body that knows the checksums writes them (`write_sums`). If it raises, what was at `target` before is still
+    there. A process that dies between the two renames leaves no `target`, but never a part of one. Raises
+    DiskFullError.
     """
     partial, before = target.with_name(target.name + PARTIAL), target.with_name(f"{target.name}.before{PARTIAL}")
     for left in (partial, before):
-        shutil.rmtree(left, ignore_errors=True)
+        remove(left)
     try:
         partial.mkdir(parents=True)
         yield partial
-        sums = {str(path.relative_to(partial)): checksum(path) for path in sorted(partial.rglob("*")) if path.is_file()}
-        (partial / SUMS).write_text("".join(f"{value}  {name}\n" for name, value in sums.items()))
+        if not (partial / SUMS).exists():
+            write_sums(partial, checksums(partial, "*"))
         for path in [*partial.rglob("*"), partial]:
             _sync(path)
         if target.exists():
@@ -84,6 +85,24 @@ def folder_atomically(target: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
         _check_room(error, target)
         raise
+
+
+def checksums(folder: Path, pattern: str) -> dict[str, str]:
+    """Return the checksums of a folder's files that match a pattern, by name."""
+    return {str(path.relative_to(folder)): checksum(path) for path in sorted(folder.rglob(pattern)) if path.is_file()}
+
+
+def write_sums(folder: Path, sums: Mapping[str, str]) -> None:
+    """Write the checksums of a folder's files beside them."""
+    (folder / SUMS).write_text("".join(f"{value}  {name}\n" for name, value in sums.items()))
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def checksum(path: Path) -> str:

@@ -1,6 +1,7 @@
 """Checkpoints to resume from, and the finished policy as anyone can load it."""
 
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from bae.callbacks.best import FOLDER, Best
 from bae.callbacks.run_logger import run_logger
 from bae.callbacks.schedule import at_least_one, due
 from bae.errors import UserError
-from bae.files import PARTIAL, atomically, checksum, write_atomically
+from bae.files import PARTIAL, SUMS, DamagedError, atomically, check_folder, checksum, remove, write_atomically
 from bae.rollout.pipeline import Pipeline
 from bae.training.finite import non_finite
 
@@ -75,8 +76,8 @@ class Checkpoints(Checkpoint):
         if trainer.is_global_zero:
             # Later ones are there if they are damaged and the run went on from one before. They do not count.
             for old in [path for path in saved_checkpoints(self.folder) if step_of(path) <= done][: -self.keep]:
-                old.unlink()
-                sums_of(old).unlink(missing_ok=True)
+                remove(old)
+                remove(sums_of(old))
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         # A finished run that is made longer would stop at once: Lightning remembers that its batch was the last.
@@ -119,14 +120,15 @@ def is_sound(checkpoint: Path) -> bool:
     One without a checksum, of an earlier version or of a run that was killed between the two files, is a zip archive
     that has checksums of its parts.
     """
-    if checkpoint.is_dir():  # a sharded strategy wrote it
-        return True
     try:
+        if checkpoint.is_dir():  # of several ranks (bae.callbacks.fully_sharded)
+            check_folder(checkpoint)
+            return (checkpoint / SUMS).is_file()
         if sums_of(checkpoint).is_file():
             return sums_of(checkpoint).read_text(errors="replace").split()[:1] == [checksum(checkpoint)]
         with zipfile.ZipFile(checkpoint) as archive:
             return archive.testzip() is None
-    except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError):
+    except (OSError, DamagedError, zipfile.BadZipFile, NotImplementedError, RuntimeError):
         return False
 
 
@@ -140,6 +142,22 @@ def sound_checkpoints(folder: Path) -> tuple[Path | None, list[Path]]:
     return None, damaged
 
 
+def not_finite(states: Mapping[str, Any], target: Path) -> UserError | None:
+    """Return the refusal to save weights and optimiser states from which no run could go on; None if one could."""
+    if (name := non_finite(states)) is None:
+        return None
+    return UserError(
+        f"{target.name} is not saved, because {name} has numbers that are not finite; {last_good(target.parent.parent)}"
+    )
+
+
+def clear_place(target: Path) -> None:
+    """Remove what a killed process left beside a checkpoint, and the checksum of an older one of this name."""
+    for left in target.parent.glob(f"*{PARTIAL}"):
+        remove(left)
+    remove(sums_of(target))
+
+
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Write beside the target and rename, so that a run killed while saving keeps the previous checkpoint whole.
 
@@ -151,17 +169,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         target = Path(path)
-        saved: dict[str, Any] = {
-            key: checkpoint[key] for key in ("state_dict", "optimizer_states") if key in checkpoint
-        }
-        if (name := non_finite(saved)) is not None:
-            raise UserError(
-                f"{target.name} is not saved, because {name} has numbers that are not finite; "
-                f"{last_good(target.parent.parent)}"
-            )
-        for left in target.parent.glob(f"*{PARTIAL}"):  # of a process that was killed
-            left.unlink()
-        sums_of(target).unlink(missing_ok=True)  # of an older file of this name
+        states = {key: checkpoint[key] for key in ("state_dict", "optimizer_states") if key in checkpoint}
+        if refusal := not_finite(states, target):
+            raise refusal
+        clear_place(target)
         with atomically(target) as file:
             torch.save(checkpoint, file)
         write_atomically(sums_of(target), f"{checksum(target)}  {target.name}\n")

@@ -45,8 +45,8 @@ class OwnFidelity(L.Callback):
     completions than the step itself, and of each only the later block. The baseline is what the step really used. Draws
     have keys of their own and no weight changes, so the training is the same with this callback and without it.
 
-    It is left out, with a sentence, if no objective conditions on an outcome, under a strategy that shards weights
-    (ranks sample different numbers of times), and from the first measurement on that the engine refuses.
+    It is left out, with a sentence, if no objective conditions on an outcome, and from the first measurement on that
+    the engine refuses.
 
     Args:
         pipeline: the policy, and the objectives.
@@ -92,10 +92,6 @@ class OwnFidelity(L.Callback):
             check_conditioned(self.pipeline.scorer.objectives)
         except ValueError:
             self._leave_out(trainer, "no objective conditions on an outcome, so no baseline has a prefix to know")
-        if pl_module.update.stepper.loop.is_sharded:
-            self._leave_out(
-                trainer, "the strategy shards the weights, and ranks would sample different numbers of times"
-            )
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: RolloutBatch, batch_idx: int) -> None:
         if self.left_out or not due(batch.step + 1, self.every) or not _is_finite(batch):

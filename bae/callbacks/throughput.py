@@ -32,7 +32,7 @@ class Throughput(L.Callback):
     def __init__(self, pipeline: Pipeline, seconds: float) -> None:
         if seconds <= 0:
             raise ValueError(f"callbacks.throughput.seconds={seconds}: must be above 0")
-        self.size = model_size(pipeline.policy.model)  # now, for a sharded strategy cuts the weights up
+        self.size = model_size(pipeline.policy.model)  # now: in an update with shards it has no weights
         self.seconds = seconds
         self.rate = 0.0
 

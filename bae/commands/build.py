@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from bae.commands import cli, schema, validate
-from bae.commands.checks import check_device, check_strategy
+from bae.commands.checks import check_device, check_sharded, check_strategy
 from bae.commands.trust import check_trusted
 from bae.report.run_log import LOG, RUN_FILE
 
@@ -71,7 +71,8 @@ def make_run(
     validate.check_parts({key: config[key] for key in sorted(config, key="callbacks".__eq__)})
     validate.check_options("strategy", L.Trainer, config["strategy"])
     validate.check_options("training", get_type_hints(schema.of_run(config))["training"], config["training"])
-    check_strategy(config["strategy"], has_adapter=bool(config["adapter"]))
+    check_strategy(config["strategy"])
+    check_sharded(config)
     optimizer = make_optimizer(cfg)
     task, policy = make(cfg.task), make(cfg.model)
     if cfg.adapter:
@@ -301,4 +302,5 @@ def quieten() -> None:
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # its tables; a locked file, with a traceback
     transformers_logging.disable_progress_bar()
     warnings.filterwarnings("ignore", message=".*module\\(s\\) in eval mode.*")  # meant: no dropout
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")  # between lightning and torch
+    for between_lightning_and_torch in ("LeafSpec", "all_gather"):
+        warnings.filterwarnings("ignore", message=f".*{between_lightning_and_torch}.*is deprecated.*")

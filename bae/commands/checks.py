@@ -16,8 +16,8 @@ MOST_SEED = 2**32 - 1
 """The largest seed that NumPy's global generator takes."""
 WRITERS = {"rollouts": "completions", "advantages": "advantages", "demonstrations": "demonstrations"}
 """What the callbacks without which no step can be done write on the batch."""
-SHARDED = ("fsdp", "deepspeed", "modelparallel")
-"""How the names of strategies begin that cut weights up."""
+UNFIT = ("DeepSpeed", "deepspeed", "FSDP", "fsdp", "ModelParallel")
+"""The beginnings of the names of Lightning's strategies under which an update would go wrong."""
 CONDITIONED = ("baseline", "outcome")
 """The groups that objectives with `given` alone read."""
 
@@ -77,15 +77,16 @@ def check_run(cfg: DictConfig, keys: type[schema.RunSchema]) -> None:
             _check_metric(cfg, key, str(metric))
 
 
-def check_strategy(strategy: Mapping[str, Any], has_adapter: bool = False) -> None:
-    """Refuse devices that this machine does not have, and adapters of sharded weights. Raises UserError."""
+def check_strategy(strategy: Mapping[str, Any]) -> None:
+    """Refuse a strategy that cannot train this way, and devices that this machine does not have. Raises UserError."""
     import torch
 
+    if _strategy_class(strategy).startswith(UNFIT):
+        raise UserError(
+            f"strategy.strategy={_strategy_class(strategy)}: an update takes several backward passes and clips the "
+            "gradients itself, which this strategy does not allow; strategy=fsdp shards as much"
+        )
     devices, accelerator = strategy.get("devices"), strategy.get("accelerator")
-    kind = strategy.get("strategy") or ""
-    name = (kind["_target_"] if isinstance(kind, Mapping) else str(kind)).rpartition(".")[2]
-    if has_adapter and name.lower().startswith(SHARDED):
-        raise UserError(f"adapter: {name} cuts weights up, which adapters are not made for; use strategy=gpu or ddp")
     if devices in (0, "0", []) or (isinstance(devices, int) and devices < -1):
         raise UserError(f"strategy.devices={devices}: must be 1 or more, or auto")
     if accelerator not in ("gpu", "cuda"):
@@ -95,6 +96,27 @@ def check_strategy(strategy: Mapping[str, Any], has_adapter: bool = False) -> No
         raise UserError(f"strategy.accelerator={accelerator}: there is no GPU here; use strategy=cpu")
     if isinstance(devices, int) and devices > count:
         raise UserError(f"strategy.devices={devices}: there are {count} GPUs here; use {count} or fewer")
+
+
+def check_sharded(config: Mapping[str, Any]) -> None:
+    """Refuse what does not work with shards of weights; config: of a run. Raises UserError."""
+    if _strategy_class(config["strategy"]) != "FullySharded":
+        return
+    if config["optimizer"]["_target_"] == "bae.training.optimizers.stochastic_adamw":
+        raise UserError(
+            "optimizer: the state of this one cannot be saved in shards; with strategy=fsdp use optimizer=adamw_kahan "
+            "or optimizer=adamw"
+        )
+    if config["model"].get("compile"):
+        raise UserError("model.compile=true: shards are not compiled; with strategy=fsdp set model.compile=false")
+    if config.get("adapter"):
+        raise UserError("adapter: strategy=fsdp cuts weights up, which adapters are not made for; use strategy=ddp")
+
+
+def _strategy_class(strategy: Mapping[str, Any]) -> str:
+    """Return the name of the strategy's class, or by which Lightning knows it; empty for one process."""
+    named = strategy.get("strategy") or ""
+    return str(named if isinstance(named, str) else named.get("_target_", "")).rpartition(".")[2]
 
 
 def check_device(device: str) -> None:

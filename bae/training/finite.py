@@ -6,13 +6,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bae.training.sharding import here
+
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:
     """Tell whether all numbers of some tensors are finite. It reads each number once, and copies none.
 
-    The norm of them all is finite only if they are; if it overflows, each tensor is looked at for itself.
+    Of tensors that are spread over ranks, it looks at this rank's parts. The norm of them all is finite only if they
+    are; if it overflows, each tensor is looked at for itself.
     """
-    floats = [x.detach() for x in tensors if x.is_floating_point()]
+    floats = [here(x.detach()) for x in tensors if x.is_floating_point()]
     norm = torch.nn.utils.get_total_norm(floats)
     return bool(norm.isfinite()) or all(bool(x.isfinite().all()) for x in floats)
 
@@ -24,7 +27,7 @@ def non_finite(tree: Mapping[str, Any]) -> str | None:
     """
     if all_finite(x for _, x in _tensors(tree)):
         return None
-    return next(path for path, x in _tensors(tree) if not x.isfinite().all())
+    return next(path for path, x in _tensors(tree) if not here(x).isfinite().all())
 
 
 def _tensors(tree: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:

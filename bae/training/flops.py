@@ -40,7 +40,7 @@ class ModelSize:
 
 
 def model_size(model: CausalLM) -> ModelSize:
-    """Measure a causal language model of transformers whose weights are not sharded.
+    """Measure a causal language model of transformers that has whole weights.
 
     In a mixture of experts (modules named `experts`), only the experts that a token goes to count. If the configuration
     does not tell how many these are (num_experts_per_tok), all experts count. Every layer counts as one with full

@@ -14,6 +14,7 @@ from bae.training import attention
 from bae.training.causal_lm import CausalLM
 from bae.training.chunked_head import head_log_probs
 from bae.training.packing import Packing, PrefetchedPrompt, micro_batches
+from bae.training.sharding import as_forward
 
 
 def completion_pass(
@@ -84,13 +85,19 @@ def _packed_pass(
     mask = samples.completion_mask[rows]
     mask = mask[:, : int(mask.sum(1).max())].to(model.device)
     ids = samples.completion_ids[rows, : mask.shape[1]].to(model.device)
-    hidden = Packing(samples, rows, model.device, prefetched, to_complete).states(model)
-    head = model.get_output_embeddings()
-    weight, bias = head.weight, getattr(head, "bias", None)
-    if torch.is_autocast_enabled(hidden.device.type):  # as for any linear layer
-        dtype = torch.get_autocast_dtype(hidden.device.type)
-        hidden, weight, bias = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-    flat = head_log_probs(hidden, weight, bias, ids[mask], temperature)
+
+    def forward() -> tuple[Tensor, Tensor, Tensor]:
+        nonlocal weight, bias
+        hidden = Packing(samples, rows, model.device, prefetched, to_complete).states(model)
+        head = model.get_output_embeddings()
+        weight, bias = head.weight, getattr(head, "bias", None)
+        if torch.is_autocast_enabled(hidden.device.type):  # as for any linear layer
+            dtype = torch.get_autocast_dtype(hidden.device.type)
+            hidden, weight, bias = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+        return *head_log_probs(hidden, weight, bias, ids[mask], temperature), hidden
+
+    weight = bias = None
+    *flat, hidden = as_forward(model, forward)
     log_p, entropy = (torch.zeros(mask.shape, dtype=x.dtype, device=x.device).masked_scatter(mask, x) for x in flat)
     first = mask.sum(1).cumsum(0) - mask.sum(1)
 

@@ -1,17 +1,17 @@
 """The Lightning module around the policy. Each training step is one step of an update."""
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import lightning as L
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
 from bae.batch import RolloutBatch
 from bae.training.policy import Policy
+from bae.training.sharding import Shards
 from bae.training.stepper import MakeOptimizer, Stepper
-
-SHARDED = (FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy)
 
 
 class Trains(Protocol):
@@ -33,11 +33,17 @@ class PolicyModule(L.LightningModule):
 
     Optimisation is manual, because a rollout batch may take several optimiser steps.
 
+    Under a strategy that shards weights, the policy has whole weights at all times but during an update. So whatever
+    callbacks do with it is the same as in one process, and ranks need not do the same.
+
     Args:
         policy: the policy.
         update: what one training step does.
         optimizer: parameters -> optimiser (a partial).
         steps: rollout batches of the whole run.
+
+    Attributes:
+        model: what is trained: the policy's model, or its shards.
     """
 
     def __init__(self, policy: Policy, update: Trains, optimizer: MakeOptimizer, steps: int) -> None:
@@ -45,10 +51,22 @@ class PolicyModule(L.LightningModule):
         self.automatic_optimization = False
         self.policy = policy
         self.model = policy.model
+        self.shards: Shards | None = None
         self.update = update
         self.update.stepper.loop = LightningLoop(self)
         self.make_optimizer = optimizer
         self.steps = steps
+
+    def configure_model(self) -> None:
+        if self.shards is None and isinstance(self.trainer.strategy, ModelParallelStrategy):
+            self.shards = Shards(self.policy.model, self.trainer.strategy.device_mesh["data_parallel"])
+            self.model = self.update.stepper.model = self.shards.model
+
+    def on_fit_start(self) -> None:
+        self._gather()
+
+    def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
+        self._gather()  # Lightning has put weights into the shards before
 
     def configure_optimizers(self) -> Any:
         self.update.configure(self.make_optimizer, self.steps)
@@ -75,7 +93,12 @@ class PolicyModule(L.LightningModule):
         # Lightning's wrappers count the optimiser steps and apply the precision plugin.
         stepper = self.update.stepper
         stepper.optimizer, stepper.scheduler = self.optimizers(), self.lr_schedulers()
-        self.update.step(batch)
+        with nullcontext() if self.shards is None else self.shards.alone():
+            self.update.step(batch)
+
+    def _gather(self) -> None:
+        if self.shards is not None:
+            self.shards.gather()
 
 
 class LightningLoop:
@@ -83,10 +106,6 @@ class LightningLoop:
 
     def __init__(self, module: PolicyModule) -> None:
         self._module = module
-
-    @property
-    def is_sharded(self) -> bool:
-        return isinstance(self._module.trainer.strategy, SHARDED)
 
     def backward(self, loss: Tensor) -> None:
         self._module.manual_backward(loss)

@@ -15,17 +15,13 @@ from bae.batch import SampledTokens
 from bae.training.causal_lm import CausalLM
 from bae.training.options import StepOptions
 from bae.training.packing import micro_batches
+from bae.training.sharding import whole
 
 MakeOptimizer = Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
 
 
 class Loop(Protocol):
     """Provide what differs between one process, DDP and sharded strategies."""
-
-    @property
-    def is_sharded(self) -> bool:
-        """Tell whether the weights are cut up, so that every pass is one of all ranks."""
-        ...
 
     def backward(self, loss: Tensor) -> None:
         """Take the backward pass."""
@@ -42,8 +38,6 @@ class Loop(Protocol):
 
 class OneProcess:
     """Provide the loop of one process without a framework."""
-
-    is_sharded = False
 
     def backward(self, loss: Tensor) -> None:
         loss.backward()
@@ -74,6 +68,7 @@ class Stepper:
         loop: what the loop around the update provides; None for one process.
 
     Attributes:
+        model: what is trained: the policy, or its shards (bae.training.sharding).
         optimizer, scheduler: set by `configure`, or by whoever wraps them.
     """
 
@@ -127,4 +122,7 @@ class Stepper:
 
     def clip_gradients(self) -> float:
         """Clip the gradients by their global norm, and return the norm before."""
-        return float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.options.max_grad_norm))
+        weights = [weight for weight in self.model.parameters() if weight.grad is not None]
+        norm = whole(torch.nn.utils.get_total_norm([weight.grad for weight in weights]))
+        torch.nn.utils.clip_grads_with_norm_(weights, self.options.max_grad_norm, norm)
+        return float(norm)

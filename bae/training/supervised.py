@@ -24,7 +24,6 @@ class SupervisedUpdate:
     """
 
     def __init__(self, model: CausalLM, options: StepOptions, loop: Loop | None = None) -> None:
-        self.model = model
         self.stepper = Stepper(model, options, loop)
 
     def configure(self, make_optimizer: MakeOptimizer, steps: int) -> None:
@@ -40,7 +39,7 @@ class SupervisedUpdate:
             parts = self.stepper.micro_batches(shown.samples, torch.arange(len(shown.learnt)))
             total = torch.zeros(())
             for part in parts:
-                log_p = completion_pass(self.model, shown.samples, part, temperature=1.0).log_p
+                log_p = completion_pass(self.stepper.model, shown.samples, part, temperature=1.0).log_p
                 learnt = shown.learnt[part, : log_p.shape[1]].to(log_p.device)
                 loss = -(log_p * learnt).sum() / tokens
                 with self.stepper.loop.gradients_travel(part is parts[-1]):

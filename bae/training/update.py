@@ -23,6 +23,7 @@ from bae.training.forward import completion_pass, flat_gradient
 from bae.training.options import UpdateOptions
 from bae.training.packing import passes
 from bae.training.reference import Reference
+from bae.training.sharding import is_sharded
 from bae.training.sketch import count_sketch
 from bae.training.stepper import Loop, MakeOptimizer, Stepper
 
@@ -58,7 +59,7 @@ class Update:
     """Train a policy on batches that were rolled out and have advantages.
 
     Args:
-        model: the policy.
+        model: the policy. What is trained is `stepper.model`.
         blocks: the blocks of the format, for their weights in the loss.
         temperature: of sampling. The loss sees the same distribution that was sampled from.
         options: how a batch becomes optimiser steps.
@@ -108,7 +109,7 @@ class Update:
                 self.stepper.micro_batches(samples, torch.arange(i, len(samples.ended), count)) for i in range(count)
             ]
             # Later mini-batches are off-policy, so they need the log-probabilities from before the first step.
-            old_log_p = self._log_probs(self.model, samples, minis) if count > 1 else None
+            old_log_p = self._log_probs(self.stepper.model, samples, minis) if count > 1 else None
             inputs = self._inputs(batch, old_log_p, self._reference_log_probs(samples, minis))
             for mini in minis:
                 for name, value in self._optimizer_step(inputs, mini).items():
@@ -119,8 +120,7 @@ class Update:
         """Return what each block's tokens among the completions `rows` add to the gradient of the loss.
 
         The gradients are those of the policy as it is, without the entropy bonus and the divergence from a reference.
-        `grad` of the weights is left alone. All ranks must call it, because the aggregation may need their tokens. It
-        needs whole weights, so it is not for sharded strategies.
+        `grad` of the weights is left alone. All ranks must call it, because the aggregation may need their tokens.
 
         Args:
             batch: a batch that has advantages.
@@ -167,8 +167,9 @@ class Update:
         # DDP takes the mean over ranks, so each divides by the tokens that a rank has on average.
         tokens = float(self.stepper.loop.over_ranks(inputs.samples.completion_mask[mini].sum()))
         sums, total, furthest, divergence = torch.zeros(4), torch.zeros(()), torch.zeros(()), torch.zeros(())
-        for part, *prompts in passes(self.model, inputs.samples, parts, self._prefetches()):
-            forward = completion_pass(self.model, inputs.samples, part, self.temperature, *prompts)
+        model = self.stepper.model
+        for part, *prompts in passes(model, inputs.samples, parts, self._prefetches()):
+            forward = completion_pass(model, inputs.samples, part, self.temperature, *prompts)
             mask, weight = (
                 self._columns(x, part, forward.log_p) for x in (inputs.samples.completion_mask, inputs.weights)
             )
@@ -250,11 +251,8 @@ class Update:
         return out
 
     def _prefetches(self) -> bool:
-        """Tell whether a prompt is encoded ahead for its micro-batches.
-
-        Under a sharded strategy every pass is one of all ranks, and these have other prompts.
-        """
-        return is_shared(self.model) and not self.stepper.loop.is_sharded
+        """Tell whether a prompt is encoded ahead for its micro-batches; a rank with shards cannot take a pass alone."""
+        return is_shared(self.model) and not is_sharded(self.stepper.model)
 
 
 def _as_applied(inputs: UpdateInputs) -> Advantages:

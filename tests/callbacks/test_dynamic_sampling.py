@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bae.batch import Problem, RolloutBatch, SampledTokens, concatenate, rows_of
-from bae.callbacks import BlockwiseAdvantages, DynamicSampling, Rollouts
+from bae.callbacks import BlockwiseAdvantages, DynamicSampling, Rollouts, dynamic_sampling
 from bae.callbacks.dynamic_sampling import chosen_groups
 from bae.commands import train
 from bae.demonstrations.tiny import make_tokenizer
@@ -39,7 +39,9 @@ def confident(solution, q):
 
 
 def alone(rank=0, world=1):
-    return SimpleNamespace(world_size=world, global_rank=rank)
+    """A trainer; with several ranks, the others have groups like its own."""
+    like_mine = SimpleNamespace(root_device="cpu", all_gather=lambda mine: mine.expand(world, *mine.shape))
+    return SimpleNamespace(world_size=world, global_rank=rank, strategy=like_mine)
 
 
 # Which groups.
@@ -76,6 +78,34 @@ def test_chosen_groups(signal, data):
     assert idle == [p for p, flag in enumerate(signal) if not flag][: max(0, count - len(useful))]
     if sum(signal[:count]) == count:
         assert chosen == list(range(count))
+
+
+# Which rank has them.
+
+
+@pytest.mark.parametrize(
+    ("chosen", "taken"),
+    [
+        ([0, 1, 2, 3], [["a0", "a1"], ["b0", "b1"]]),  # nothing was replaced
+        ([0, 1, 2, 7], [["a0", "a1"], ["b0", "B1"]]),  # by its own
+        ([0, 1, 2, 5], [["a0", "a1"], ["b0", "A1"]]),  # one travels
+        ([2, 3, 6, 7], [["B0", "B1"], ["b0", "b1"]]),
+        ([0, 4, 5, 6], [["a0", "A0"], ["B0", "A1"]]),
+    ],
+)
+def test_ranks_exchange_groups_by_hand(monkeypatch, chosen, taken):
+    """Two ranks a and b of two groups; capitals are those of the second round."""
+    sampled, said = [["a0", "a1", "A0", "A1"], ["b0", "b1", "B0", "B1"]], []
+    monkeypatch.setattr(dynamic_sampling, "gather_objects", lambda trainer, mine: said.append(mine) or [mine])
+
+    def exchange(rank):
+        return dynamic_sampling.exchanged(alone(rank, 2), sampled[rank], torch.tensor(chosen), 2)
+
+    for rank in (0, 1):
+        exchange(rank)
+    monkeypatch.setattr(dynamic_sampling, "gather_objects", lambda trainer, mine: said)
+    assert [exchange(rank) for rank in (0, 1)] == taken
+    assert len(said) in (0, 2)  # either both ranks speak or none
 
 
 # Parts of batches.

@@ -12,6 +12,7 @@ from bae.errors import UserError
 from tests.commands.test_train import outputs, runs, train  # noqa: F401
 from tests.support import call
 
+FSDP = ["strategy=fsdp", "strategy.accelerator=cpu"]
 QUESTION = '{"question": "QUESTION", "answer": "3"}\n'
 
 
@@ -63,6 +64,14 @@ def sentences(monkeypatch):
         (["callbacks.checkpoints.best=val/reward/x"], "no such objective; there are correctness, confidence_brier"),
         (["optimize=ece"], "optimize=ece: of this metric it is not known .*; choose from .*val/reward/<objective>"),
         (["optimize=val/ece", "callbacks.held_out=null"], "nothing measures it, because callbacks.held_out is null"),
+        (["+strategy.strategy=deepspeed_stage_2"], "strategy.strategy=deepspeed_stage_2: .*; strategy=fsdp shards as"),
+        (
+            ["+strategy.strategy._target_=lightning.pytorch.strategies.FSDPStrategy"],
+            "strategy.strategy=FSDPStrategy: an update takes several backward passes",
+        ),
+        ([*FSDP, "optimizer=adamw_stochastic"], "optimizer: .* with strategy=fsdp use optimizer=adamw_kahan"),
+        ([*FSDP, "model.compile=true"], "model.compile=true: .* with strategy=fsdp set model.compile=false"),
+        ([*FSDP, "strategy.strategy.process_group_backend=3"], "process_group_backend=3: must be text or null"),
         (["seed=4294967296"], "seed=4294967296: must be 4294967295 at most"),
         (["+objectives.rewards.confidence_brier.weight=nan"], "confidence_brier.weight=nan: must be 0 or more"),
         (["+objectives.rewards.correctness.weight=-1"], "correctness.weight=-1: must be 0 or more"),
@@ -89,7 +98,7 @@ def test_a_wrong_value_is_one_sentence(train, arguments, message):  # noqa: F811
     assert re.search(message, sentence), sentence
 
 
-@pytest.mark.parametrize("strategy", ["gpu", "fsdp", "deepspeed"])
+@pytest.mark.parametrize("strategy", ["gpu", "fsdp"])
 def test_a_gpu_that_is_not_there(train, monkeypatch, strategy):  # noqa: F811
     import torch
 
