@@ -65,13 +65,18 @@ def check_run(cfg: DictConfig, keys: type[schema.RunSchema]) -> None:
         raise UserError(f"seed={cfg.seed}: must be {MOST_SEED} at most")
 
 
+def check_devices(strategy: Mapping[str, Any]) -> None:
+    """Refuse numbers of devices that no machine has. Raises UserError."""
+    devices = strategy.get("devices")
+    if devices in (0, "0", []) or (isinstance(devices, int) and devices < -1):
+        raise UserError(f"strategy.devices={devices}: must be 1 or more, or auto")
+
+
 def check_strategy(strategy: Mapping[str, Any]) -> None:
     """Refuse devices that this machine does not have. Raises UserError."""
     import torch
 
     devices, accelerator = strategy.get("devices"), strategy.get("accelerator")
-    if devices in (0, "0", []) or (isinstance(devices, int) and devices < -1):
-        raise UserError(f"strategy.devices={devices}: must be 1 or more, or auto")
     if accelerator not in ("gpu", "cuda"):
         return
     count = torch.cuda.device_count() or int(torch.backends.mps.is_available())

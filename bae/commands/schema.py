@@ -22,6 +22,8 @@ WITHOUT_EFFECT = (
     "skip_finished",
     "stop_within",
     "preview",
+    "plan",
+    "plan_card",
 )
 """Keys that change no result."""
 
@@ -59,6 +61,8 @@ class TrainSchema(RunSchema):
 
     group_size: int = MISSING
     preview: bool = False
+    plan: bool = False
+    plan_card: str | None = None
     training: UpdateOptions = MISSING
     first_block_baseline: dict[str, Any] = field(default_factory=dict)
     fallback_baseline: dict[str, Any] = field(default_factory=dict)

