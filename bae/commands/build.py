@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from bae.commands import cli, schema, validate
-from bae.commands.checks import check_device, check_sharded, check_strategy
+from bae.commands.checks import check_device, check_devices, check_sharded, check_strategy
 from bae.commands.trust import check_trusted
 from bae.report.run_log import LOG, RUN_FILE
 
@@ -66,13 +66,7 @@ def make_run(
 
     quieten()
     L.seed_everything(cfg.seed, verbose=False)
-    config = plain(cfg)
-    # Callbacks come last: they refer to parts, whose mistakes are to be named by their own keys.
-    validate.check_parts({key: config[key] for key in sorted(config, key="callbacks".__eq__)})
-    validate.check_options("strategy", L.Trainer, config["strategy"])
-    validate.check_options("training", get_type_hints(schema.of_run(config))["training"], config["training"])
-    check_strategy(config["strategy"])
-    check_sharded(config)
+    check_strategy(check_config(cfg)["strategy"])
     optimizer = make_optimizer(cfg)
     task, policy = make(cfg.task), make(cfg.model)
     if cfg.adapter:
@@ -113,6 +107,20 @@ def make_other_loggers(cfg: DictConfig) -> list[Any]:
                 ) from error
             raise
     return found
+
+
+def check_config(cfg: DictConfig) -> dict[str, Any]:
+    """Return the configuration of a training run as plain dicts, after its options were checked. Raises UserError."""
+    import lightning as L
+
+    config: dict[str, Any] = plain(cfg)
+    # Callbacks come last: they refer to parts, whose mistakes are to be named by their own keys.
+    validate.check_parts({key: config[key] for key in sorted(config, key="callbacks".__eq__)})
+    validate.check_options("strategy", L.Trainer, config["strategy"])
+    validate.check_options("training", get_type_hints(schema.of_run(config))["training"], config["training"])
+    check_devices(config["strategy"])
+    check_sharded(config)
+    return config
 
 
 def make_optimizer(cfg: DictConfig) -> Any:

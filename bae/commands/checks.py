@@ -16,6 +16,8 @@ MOST_SEED = 2**32 - 1
 """The largest seed that NumPy's global generator takes."""
 WRITERS = {"rollouts": "completions", "advantages": "advantages", "demonstrations": "demonstrations"}
 """What the callbacks without which no step can be done write on the batch."""
+SHARDED = "FullySharded"
+"""The strategy that cuts weights up."""
 UNFIT = ("DeepSpeed", "deepspeed", "FSDP", "fsdp", "ModelParallel")
 """The beginnings of the names of Lightning's strategies under which an update would go wrong."""
 CONDITIONED = ("baseline", "outcome")
@@ -77,18 +79,18 @@ def check_run(cfg: DictConfig, keys: type[schema.RunSchema]) -> None:
             _check_metric(cfg, key, str(metric))
 
 
-def check_strategy(strategy: Mapping[str, Any]) -> None:
-    """Refuse a strategy that cannot train this way, and devices that this machine does not have. Raises UserError."""
-    import torch
-
-    if _strategy_class(strategy).startswith(UNFIT):
-        raise UserError(
-            f"strategy.strategy={_strategy_class(strategy)}: an update takes several backward passes and clips the "
-            "gradients itself, which this strategy does not allow; strategy=fsdp shards as much"
-        )
-    devices, accelerator = strategy.get("devices"), strategy.get("accelerator")
+def check_devices(strategy: Mapping[str, Any]) -> None:
+    """Refuse numbers of devices that no machine has. Raises UserError."""
+    devices = strategy.get("devices")
     if devices in (0, "0", []) or (isinstance(devices, int) and devices < -1):
         raise UserError(f"strategy.devices={devices}: must be 1 or more, or auto")
+
+
+def check_strategy(strategy: Mapping[str, Any]) -> None:
+    """Refuse devices that this machine does not have. Raises UserError."""
+    import torch
+
+    devices, accelerator = strategy.get("devices"), strategy.get("accelerator")
     if accelerator not in ("gpu", "cuda"):
         return
     count = torch.cuda.device_count() or int(torch.backends.mps.is_available())
@@ -99,8 +101,17 @@ def check_strategy(strategy: Mapping[str, Any]) -> None:
 
 
 def check_sharded(config: Mapping[str, Any]) -> None:
-    """Refuse what does not work with shards of weights; config: of a run. Raises UserError."""
-    if _strategy_class(config["strategy"]) != "FullySharded":
+    """Refuse strategies that cannot train this way, and what does not work with shards of weights. Raises UserError.
+
+    config: of a run.
+    """
+    name = strategy_class(config["strategy"])
+    if name.startswith(UNFIT):
+        raise UserError(
+            f"strategy.strategy={name}: an update takes several backward passes and clips the gradients itself, which "
+            "this strategy does not allow; strategy=fsdp shards as much"
+        )
+    if name != SHARDED:
         return
     if config["optimizer"]["_target_"] == "bae.training.optimizers.stochastic_adamw":
         raise UserError(
@@ -113,7 +124,7 @@ def check_sharded(config: Mapping[str, Any]) -> None:
         raise UserError("adapter: strategy=fsdp cuts weights up, which adapters are not made for; use strategy=ddp")
 
 
-def _strategy_class(strategy: Mapping[str, Any]) -> str:
+def strategy_class(strategy: Mapping[str, Any]) -> str:
     """Return the name of the strategy's class, or by which Lightning knows it; empty for one process."""
     named = strategy.get("strategy") or ""
     return str(named if isinstance(named, str) else named.get("_target_", "")).rpartition(".")[2]

@@ -25,7 +25,7 @@ def check_credentials(values: Mapping[str, str]) -> None:
 
 
 class BeforeHydraWrites(Callback):
-    """Refuse credentials in a configuration, and a folder that cannot be made, before Hydra saves it there in `.hydra/`.
+    """Refuse credentials in a configuration, and a folder that cannot be made, before Hydra saves it there.
 
     The command line is checked before.
     """

@@ -24,6 +24,8 @@ WITHOUT_EFFECT = (
     "stop_within",
     "preview",
     "optimize",
+    "plan",
+    "plan_card",
 )
 """Keys that change no result."""
 
@@ -65,6 +67,8 @@ class TrainSchema(RunSchema):
 
     group_size: int = MISSING
     preview: bool = False
+    plan: bool = False
+    plan_card: str | None = None
     training: UpdateOptions = MISSING
     first_block_baseline: dict[str, Any] = field(default_factory=dict)
     fallback_baseline: dict[str, Any] = field(default_factory=dict)

@@ -21,6 +21,7 @@ from bae.commands import cli
 from bae.commands.build import CONFIG_FILE, make, make_run, plain
 from bae.commands.checks import check_train
 from bae.commands.parameters import parameters
+from bae.commands.plan import plan
 from bae.commands.preview import preview
 from bae.commands.process_setup import program
 from bae.commands.resuming import AUTO, begin, settings
@@ -48,8 +49,11 @@ def main() -> None:
 def train(cfg: DictConfig) -> Path | None:
     """Train one run by blockwise advantages, and return its folder; None if it was done before.
 
-    With preview=true, show the prompts that it would begin with instead.
+    With plan=true, print what it would need instead; with preview=true, the prompts that it would begin with.
     """
+    if cfg.plan:
+        plan(cfg, check_train)
+        return None
     if cfg.preview:
         preview(cfg, check_train, blockwise_update)
         return None

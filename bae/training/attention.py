@@ -105,7 +105,7 @@ def _attend(
             f"{type(module).__name__} has a sliding window, a soft cap or sinks, and attention with shared prompts "
             "does not support them; set model.shared_prefix=false"
         )
-    if torch.is_autocast_enabled(query.device.type):
+    if not query.is_meta and torch.is_autocast_enabled(query.device.type):  # torch knows no autocast for meta
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     return layout.attend(module.layer_idx, query, key, value, scaling), None

@@ -1,6 +1,5 @@
 """The Lightning module around the policy. Each training step is one step of an update."""
 
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
@@ -65,9 +64,6 @@ class PolicyModule(L.LightningModule):
     def on_fit_start(self) -> None:
         self._gather()
 
-    def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
-        self._gather()  # Lightning has put weights into the shards before
-
     def configure_optimizers(self) -> Any:
         self.update.configure(self.make_optimizer, self.steps)
         stepper = self.update.stepper
@@ -84,6 +80,7 @@ class PolicyModule(L.LightningModule):
             trained = self._trained()
             frozen = {n: weight for n, weight in self.state_dict().items() if n not in trained}
             checkpoint["state_dict"] = frozen | checkpoint["state_dict"]
+        self._gather()  # the strategy has put weights into the shards before
 
     def _trained(self) -> set[str]:
         """Return the names of the weights that are trained."""

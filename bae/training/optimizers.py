@@ -18,6 +18,11 @@ from torch import Tensor
 from bae.seeds import Namespace, key
 from bae.training.stepper import MakeOptimizer
 
+SOME = 2**14
+"""Parameters of the step that tells how many bytes an optimiser's state has."""
+BLOCK = 256
+"""Of torchao: the numbers of 8 bits that share a scale."""
+
 
 def stochastic_adamw(
     lr: float, betas: Sequence[float], weight_decay: float, seed: int, eps: float = 1e-8, eight_bit: bool = False
@@ -49,6 +54,21 @@ def stochastic_adamw(
         return made
 
     return make
+
+
+def state_bytes(make_optimizer: MakeOptimizer, dtype: torch.dtype) -> float:
+    """Return the bytes a parameter of an optimiser's state, by a step with some parameters of this type."""
+    weight = torch.nn.Parameter(torch.zeros(SOME, dtype=dtype))
+    weight.grad = torch.zeros_like(weight)
+    optimizer = make_optimizer([weight])
+    optimizer.step()
+    values = [value for state in optimizer.state.values() for value in state.values()]
+    return sum(value.nbytes for value in values if isinstance(value, Tensor)) / SOME
+
+
+def stochastic_state_bytes(dtype: torch.dtype, eight_bit: bool) -> float:
+    """Return the bytes a parameter of the state of `stochastic_adamw`, whose step is compiled, so it is not tried."""
+    return 2 * (1 + torch.float.itemsize / BLOCK) if eight_bit else 2 * dtype.itemsize
 
 
 def require_torchao() -> None:

