@@ -169,7 +169,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         target = Path(path)
-        states = {key: checkpoint[key] for key in ("state_dict", "optimizer_states") if key in checkpoint}
+        states: dict[str, Any] = {
+            key: checkpoint[key] for key in ("state_dict", "optimizer_states") if key in checkpoint
+        }
         if refusal := not_finite(states, target):
             raise refusal
         clear_place(target)

@@ -65,7 +65,8 @@ class FullySharded(ModelParallelStrategy):
     @property
     def _shards(self) -> torch.nn.Module:
         assert self.lightning_module is not None
-        model: Any = self.lightning_module.model
+        model = self.lightning_module.model
+        assert isinstance(model, torch.nn.Module)
         return model
 
     def _of_all_ranks(self, value: Any) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -86,6 +87,9 @@ def _packed_pass(
     mask = mask[:, : int(mask.sum(1).max())].to(model.device)
     ids = samples.completion_ids[rows, : mask.shape[1]].to(model.device)
 
+    weight: Any = None
+    bias: Any = None
+
     def forward() -> tuple[Tensor, Tensor, Tensor]:
         nonlocal weight, bias
         hidden = Packing(samples, rows, model.device, prefetched, to_complete).states(model)
@@ -96,7 +100,6 @@ def _packed_pass(
             hidden, weight, bias = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
         return *head_log_probs(hidden, weight, bias, ids[mask], temperature), hidden
 
-    weight = bias = None
     *flat, hidden = as_forward(model, forward)
     log_p, entropy = (torch.zeros(mask.shape, dtype=x.dtype, device=x.device).masked_scatter(mask, x) for x in flat)
     first = mask.sum(1).cumsum(0) - mask.sum(1)

@@ -122,7 +122,7 @@ class Stepper:
 
     def clip_gradients(self) -> float:
         """Clip the gradients by their global norm, and return the norm before."""
-        weights = [weight for weight in self.model.parameters() if weight.grad is not None]
-        norm = whole(torch.nn.utils.get_total_norm([weight.grad for weight in weights]))
+        weights = list(self.model.parameters())
+        norm = whole(torch.nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None]))
         torch.nn.utils.clip_grads_with_norm_(weights, self.options.max_grad_norm, norm)
         return float(norm)

@@ -71,7 +71,7 @@ def sentences(monkeypatch):
         ),
         ([*FSDP, "optimizer=adamw_stochastic"], "optimizer: .* with strategy=fsdp use optimizer=adamw_kahan"),
         ([*FSDP, "model.compile=true"], "model.compile=true: .* with strategy=fsdp set model.compile=false"),
-        ([*FSDP, "strategy.strategy.process_group_backend=3"], "process_group_backend=3: must be text or null"),
+        ([*FSDP, "strategy.strategy.process_group_backend=3"], "process_group_backend=3: must be a text or null"),
         (["seed=4294967296"], "seed=4294967296: must be 4294967295 at most"),
         (["+objectives.rewards.confidence_brier.weight=nan"], "confidence_brier.weight=nan: must be 0 or more"),
         (["+objectives.rewards.correctness.weight=-1"], "correctness.weight=-1: must be 0 or more"),

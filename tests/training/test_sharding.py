@@ -12,7 +12,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
 from bae.errors import UserError
-from bae.training import sharded_state
+from bae.training import attention, sharded_state
 from bae.training.finite import all_finite, non_finite
 from bae.training.policy import Policy
 from bae.training.sharding import Shards, is_sharded
@@ -155,6 +155,8 @@ def test_a_state_that_is_a_program_is_refused(tiny, one_rank, tmp_path, capsys, 
 def a_rank(rank, world, folder, policy):
     """Train a share of a batch; then save, for the other number of ranks."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+    policy.model.config._attn_implementation = "sdpa"  # what `share` registers is of the process
+    attention.share(policy.model)
     work = rows_of(batch(entropy_coef=0.1), torch.arange(8).chunk(world)[rank])
     found, other = {}, copy(policy)
     shards, update = sharded(policy, optimizer_steps=2)
