@@ -11,7 +11,8 @@ from typing import Any
 from bae.commands import validate
 from bae.commands.cli import UserError
 
-LIBRARIES = ("bae", "torch.optim", "optimi", "torchao.optim", *(f"lightning.pytorch.{x}" for x in ("strategies", "loggers")))
+LIGHTNING = ("lightning.pytorch.strategies", "lightning.pytorch.loggers")
+LIBRARIES = ("bae", "torch.optim", "optimi", "torchao.optim", *LIGHTNING)
 """The packages whose functions and classes a run's configuration may name."""
 REMOTE_CODE = "remote_code"
 """What `trust` has for code that comes with a model."""
