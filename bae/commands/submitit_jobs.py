@@ -34,6 +34,7 @@ def wait_for_each(log: JobLog) -> None:
     from submitit.core.core import Job
     from submitit.core.utils import UncompletedJobError
 
+    job_class: Any = Job
     ask = getattr(Job.results, "of_submitit", Job.results)  # an earlier sweep of this process may have replaced it
 
     def results(job: Any) -> list[Any]:
@@ -48,7 +49,7 @@ def wait_for_each(log: JobLog) -> None:
             return [JobReturn(overrides=overrides, status=JobStatus.COMPLETED)]
 
     results.of_submitit = ask  # type: ignore[attr-defined]
-    Job.results = results
+    job_class.results = results
 
 
 def last_state(log: JobLog, overrides: list[str]) -> State | None:

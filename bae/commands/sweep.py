@@ -22,7 +22,7 @@ from hydra.core.utils import JobReturn
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from bae.commands import submitit_jobs
 from bae.commands.jobs import SWEPT, JobLog, State, label
@@ -72,8 +72,10 @@ def planned(hydra: DictConfig) -> list[list[str]]:
         return []
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
     params = [f"{key}={values}" for key, values in (hydra.sweeper.params or {}).items()]
+    given = OmegaConf.to_container(hydra.overrides.task)  # references stay as they are, as in the overrides of the jobs
+    assert isinstance(given, list)
     try:
-        (jobs,) = BasicSweeper.split_arguments(parser.parse_overrides([*params, *hydra.overrides.task]), None)
+        (jobs,) = BasicSweeper.split_arguments(parser.parse_overrides([*params, *given]), None)
     except HydraException:  # Hydra says it better in a moment
         return []
     return jobs
