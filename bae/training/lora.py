@@ -82,7 +82,8 @@ def attach(model: CausalLM, lora: Lora) -> None:
     _check_targets(model, targets)
     if lora.save == "adapter":
         _check_named(model)
-    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, task_type="CAUSAL_LM")
+    alpha: Any = lora.alpha  # peft's hint is int, and a float works
+    config = LoraConfig(r=lora.rank, lora_alpha=alpha, target_modules=targets, task_type="CAUSAL_LM")
     with torch.random.fork_rng():  # peft draws from the global generators
         draw = np.random.SeedSequence(key(lora.seed, Namespace.ADAPTER)).generate_state(1, np.uint64)
         torch.manual_seed(int(draw[0]))
@@ -125,7 +126,8 @@ def merged_state(model: CausalLM) -> dict[str, Tensor]:
 def merged_weight(layer: Any) -> Tensor:
     """Return W + alpha / rank · B A of a layer of peft's, computed in single precision or more, of the type of W."""
     weight: Tensor = layer.get_base_layer().weight
-    return (weight + layer.get_delta_weight(NAME)).to(weight.dtype)
+    merged: Tensor = (weight + layer.get_delta_weight(NAME)).to(weight.dtype)
+    return merged
 
 
 @contextmanager

@@ -149,8 +149,8 @@ def load_pretrained(
     source = str(folder or path)
     if folder is not None:
         check_folder(folder)
-    is_adapter = lora.is_adapter(folder)
-    weights = lora.base_of(folder) if is_adapter else source
+    adapter = folder if folder is not None and lora.is_adapter(folder) else None
+    weights = source if adapter is None else lora.base_of(adapter)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
         model = AutoModelForCausalLM.from_pretrained(
@@ -161,13 +161,13 @@ def load_pretrained(
             attn_implementation=attn_implementation,
         )
     except OSError as error:
-        named = f"model.path={path}: " + (f"its adapter belongs to {weights}; " if is_adapter else "")
+        named = f"model.path={path}: " + (f"its adapter belongs to {weights}; " if adapter else "")
         raise FileNotFoundError(
             f"{named}no such folder, and the hub does not give it ({_first_line(error)}); "
             "check the spelling, log in if it is gated, or name a local folder"
         ) from error
-    if is_adapter:
-        model = lora.merge_saved(model, folder)
+    if adapter is not None:
+        model = lora.merge_saved(model, adapter)
     return finish(
         model, tokenizer, prompt_template, gradient_checkpointing, shared_prefix, compile, chat_template_kwargs
     )
