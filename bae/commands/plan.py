@@ -55,7 +55,7 @@ def lines(cfg: DictConfig, found: Planned) -> Iterator[str]:
     if most <= room:
         yield from _line("fits", f"yes: {of}")
         return
-    mended = nearest(shape, setting, knobs(found), more_devices(cfg, found), room)
+    mended = nearest(shape, setting, knobs(cfg, found), more_devices(cfg, found), room)
     advice = "nothing that a plan tries would make it fit; take a smaller model or fewer tokens"
     if mended is not None:
         advice = f"it would with {' '.join(mended[0])}, which takes {peak(mended[1]) / 1e9:.1f} GB"

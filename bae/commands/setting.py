@@ -263,7 +263,7 @@ def _tokenizer(cfg: DictConfig) -> Any:
         return None
 
 
-def knobs(plan: Planned) -> "list[Knob]":
+def knobs(cfg: DictConfig, plan: Planned) -> "list[Knob]":
     """Return the options that save memory on any number of devices, in the order in which they are to be turned."""
     import torch
 
@@ -277,9 +277,14 @@ def knobs(plan: Planned) -> "list[Knob]":
         [(f"training.micro_batch_tokens={n}", partial(replace, micro_batch_tokens=n)) for n in smaller],
         [(f"rollout.max_rows={n}", partial(replace, max_rows=n)) for n in fewer],
         [("model.gradient_checkpointing=true", partial(replace, checkpointing=True))] * (not setting.checkpointing),
-        [("optimizer=adamw_8bit", partial(_unless_sharded, eight))] * (setting.state > eight),
+        [("optimizer=adamw_8bit", partial(_unless_sharded, eight))] * (setting.state > eight and not shards(cfg)),
     ]
     return [knob for knob in found if knob]
+
+
+def shards(cfg: DictConfig) -> bool:
+    """Tell whether the strategy of a configuration cuts weights up, on however many devices."""
+    return strategy_class(plain(cfg.strategy)) == SHARDED
 
 
 def _unless_sharded(state: float, setting: "Setting") -> "Setting":
@@ -295,15 +300,14 @@ def _halves(value: int, least: int) -> list[int]:
 
 def more_devices(cfg: DictConfig, plan: Planned) -> "Knob":
     """Return what sharding over more GPUs changes: FSDP, or the sharded strategy that the configuration has."""
-    setting, own = plan.setting, plain(cfg.strategy).get("strategy")
-    is_sharded = sharding(own, 2, plan.shape).states > 1
+    setting = plan.setting
     found: list[tuple[str, Callable[[Setting], Setting]]] = []
     if setting.on_cpu:
         return found
     for devices in (setting.devices * 2**k for k in range(1, MOST_DEVICES.bit_length())):
         if devices > MOST_DEVICES or setting.prompts * setting.devices % devices:
             break
-        option = f"{'' if is_sharded else 'strategy=fsdp '}strategy.devices={devices}"
+        option = f"{'' if shards(cfg) else 'strategy=fsdp '}strategy.devices={devices}"
         share = sharding(SHARDED, devices, plan.shape)
         prompts = setting.prompts * setting.devices // devices
         found.append((option, partial(replace, prompts=prompts, devices=devices, sharding=share)))
