@@ -78,7 +78,7 @@ def single(overrides):
 
 def test_there_are_commands():
     assert {page for page, _ in COMMANDS} == {"launching", "own_data", "slurm", "table1", "third_block"}
-    assert sum(page == "launching" for page, _ in COMMANDS) == 17
+    assert sum(page == "launching" for page, _ in COMMANDS) == 18
     assert {line.split()[0] for _, line in COMMANDS} == {"bae-train", "bae-evaluate", "bae-report", "bae-warmstart"}
 
 
