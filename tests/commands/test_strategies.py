@@ -20,6 +20,7 @@ EVERYTHING = [
 ]  # fmt: skip
 OF_THE_MACHINE = ("time/", "perf/")
 BOOTSTRAP = "/sem"  # resamples rows, whose order is that of ranks
+ROUNDING = "train/mismatch_max"  # the largest difference between two computations of the same numbers
 
 
 def done(folder, *arguments):
@@ -48,7 +49,8 @@ def test_two_ranks_log_what_one_process_logs(tmp_path, monkeypatch):
         assert alike <= run.data.metrics.keys()
         for key in alike:
             found, wanted = (dict(history(each, key)) for each in (run, one))
-            assert found == pytest.approx(wanted, abs=5e-6, rel=5e-5, nan_ok=True), (run.info.run_name, key)
+            limit = 1e-4 if key == ROUNDING else 5e-6
+            assert found == pytest.approx(wanted, abs=limit, rel=5e-5, nan_ok=True), (run.info.run_name, key)
         first, second = (weights(each.data.tags["output_folder"]) for each in (one, run))
         torch.testing.assert_close(first, second, atol=1e-6, rtol=0)
 
