@@ -2,13 +2,12 @@
 
 import hashlib
 import json
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from bae.batch import Problem
-from bae.tasks.arithmetic import HELD_OUT_OF_TEN
+from bae.tasks.arithmetic import is_held_out
 from bae.text.gym_verifier import GymVerifier, generator
 from bae.text.verifier import Verifier
 
@@ -79,7 +78,7 @@ class ReasoningGym:
         for at in range(number, number + DRAWS * draw.size, draw.size):
             entry = made[at]
             question = str(entry["question"])
-            if (zlib.crc32(question.encode()) % 10 < HELD_OUT_OF_TEN) == draw.held_out:
+            if is_held_out(question) == draw.held_out:
                 columns = {"generator": name, **entry["metadata"]}
                 return Problem(f"{split}/{index}", question, str(entry["answer"]), columns, f"{name}/{seed}/{at}")
         raise ValueError(
