@@ -61,7 +61,9 @@ def planned(cfg: DictConfig, config: Mapping[str, Any]) -> Planned:
 
     Raises:
         UserError: for a model whose shape is not known, and a card that is not known.
+        ValueError: for prompts that the ranks cannot share equally.
     """
+    from bae.tasks.loader import share_of
     from bae.training.footprint import Setting
     from bae.training.options import UpdateOptions
     from bae.training.shapes import adapter_parameters, measure
@@ -69,11 +71,7 @@ def planned(cfg: DictConfig, config: Mapping[str, Any]) -> Planned:
     options = UpdateOptions(**config["training"])
     on_cpu = _is_on_cpu(config["strategy"].get("accelerator", "auto"), cfg.plan_card)
     devices, per_node = _devices(config["strategy"], on_cpu)
-    if cfg.prompts_per_step % devices:
-        raise cli.UserError(
-            f"prompts_per_step={cfg.prompts_per_step} does not divide over {devices} ranks; "
-            f"choose a multiple of {devices}"
-        )
+    share = share_of(cfg.prompts_per_step, devices)
     model_config, dtype = _model(cfg, on_cpu)
     dtype, autocast = _types(str(config["strategy"].get("precision")), dtype)
     shape = measure(model_config, dtype, autocast)
@@ -84,7 +82,7 @@ def planned(cfg: DictConfig, config: Mapping[str, Any]) -> Planned:
     setting = Setting(
         on_cpu=on_cpu,
         bf16_on_cpu=dtype.itemsize == 2,
-        prompts=cfg.prompts_per_step // devices,
+        prompts=share,
         group_size=cfg.group_size,
         prompt_tokens=tokens,
         new_tokens=cfg.max_new_tokens,

@@ -27,6 +27,15 @@ def _epoch_order(seed: int, epoch: int, size: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(size)
 
 
+def share_of(prompts_per_step: int, ranks: int) -> int:
+    """Return the prompts of one rank. Raises ValueError, one sentence, if the ranks cannot have equal shares."""
+    if prompts_per_step % ranks:
+        raise ValueError(
+            f"prompts_per_step={prompts_per_step} does not divide over {ranks} ranks; choose a multiple of {ranks}"
+        )
+    return prompts_per_step // ranks
+
+
 def longest(task: Task, split: str) -> list[Problem]:
     """Return the problems of a split that have the longest questions, among the first LOOKED_AT, longest first."""
     among = range(min(task.size(split), LOOKED_AT))
@@ -112,10 +121,5 @@ class PromptDataModule(L.LightningDataModule):
     def train_dataloader(self) -> PromptLoader:
         assert self.trainer is not None
         rank, world = self.trainer.global_rank, self.trainer.world_size
-        if self.prompts_per_step % world:
-            raise ValueError(
-                f"prompts_per_step={self.prompts_per_step} does not divide over {world} ranks; "
-                f"choose a multiple of {world}"
-            )
-        share = self.prompts_per_step // world
+        share = share_of(self.prompts_per_step, world)
         return PromptLoader(self.task, self.split, self.steps, share, self.group_size, self.seed, rank, world)
