@@ -25,6 +25,8 @@ ADAM = partial(torch.optim.AdamW, lr=1e-3)
 
 @pytest.fixture
 def one_rank():
+    if dist.is_initialized():  # an engine of vLLM leaves a group behind, for the next engine in its process
+        dist.destroy_process_group()
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     yield
     dist.destroy_process_group()
