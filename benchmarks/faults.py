@@ -220,6 +220,20 @@ def differences(found: dict[str, Any], wanted: dict[str, Any]) -> Outcome:
     return f"differs in {', '.join(wrong)}" if wrong else None
 
 
+def write_histories(path: Path, wanted: dict[str, Any], found: dict[str, Any]) -> None:
+    """Write the histories of two records side by side: metric, step, uninterrupted, killed. A step twice shows both."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["metric", "step", "uninterrupted", "killed"])
+        for key in sorted(wanted.keys() | found.keys()):
+            if key.startswith(("train/", "val/", "eval/")):
+                histories = wanted.get(key, []), found.get(key, [])
+                for step in sorted({step for history in histories for step, _ in history}):
+                    writer.writerow(
+                        [key, step, *(" ".join(v for at, v in history if at == step) for history in histories)]
+                    )
+
+
 @fault("killed at any place and resumed, MLflow has the uninterrupted run's history: no hole, nothing twice")
 def sigkill(count: int, folder: Path) -> Iterator[Outcome]:
     """Chains of kills: a run is killed and resumed CHAIN times, ends, and its record is compared."""
@@ -242,7 +256,10 @@ def sigkill(count: int, folder: Path) -> Iterator[Outcome]:
             mine += 1
             (run,) = {path.parent.parent for path in outputs.glob("runs/*/checkpoints/*.ckpt")}
             arguments = [f"resume={run}"]
-        failed = failed or differences(record(outputs), wanted)
+        found = {} if failed else record(outputs)
+        failed = failed or differences(found, wanted)
+        if chain == 1:
+            write_histories(folder / "histories.csv", wanted, found)
         kills += mine
         print(f"chain {chain}: {mine} kills, {failed or 'as the uninterrupted run'}", flush=True)
         yield from [failed] * mine

@@ -55,7 +55,8 @@ def soak(steps: int, target: Path) -> None:
             process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
             writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
             writer.writeheader()
-            read, done, times, used = 0, 0, [], 0.0
+            times: list[float] = []
+            read, done, used = 0, 0, 0.0
             while process.poll() is None:
                 time.sleep(1)
                 new = log.read_bytes()[read:] if log.exists() else b""

@@ -86,7 +86,8 @@ def main(file: Path, groups: int = 100_000) -> dict[str, float]:
 def parabola(earned: Tensor) -> Tensor:
     """Fit c0 + c1 q + c2 q² to the means: under the Brier score the expectation is such a parabola."""
     powers = torch.stack([STATED**k for k in range(3)], 1).double()
-    return powers @ torch.linalg.lstsq(powers, earned[:, None]).solution[:, 0]
+    fitted: Tensor = torch.linalg.lstsq(powers, earned[:, None]).solution[:, 0]
+    return powers @ fitted
 
 
 if __name__ == "__main__":
