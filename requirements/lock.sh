@@ -11,6 +11,7 @@
 #   atheris.txt    atheris, for fuzzing by coverage
 #   peers.txt      other implementations, which tests compare with, and what only they need
 #   loggers.txt    TensorBoard and Weights & Biases, and what only they need
+#   optuna.txt     Optuna as a sweeper of Hydra, and what only it needs
 #   vllm.txt       the CPU build of vLLM, and what only it needs
 #   audit.txt      what looks for known vulnerabilities, and writes the bill of materials
 #   docs.txt       what builds the pages of docs/, and runs the notebook
@@ -104,7 +105,7 @@ grep -E "^($(paste -sd '|' "$scratch/torch.names"))==" "$scratch/all.txt" > "$sc
 compile "$scratch/torch.in" --no-deps --generate-hashes -o "$scratch/torch.txt"
 cpu_lock "$torch" > "$scratch/torch-cpu.txt"
 
-# 4. The weights; peft; torchao; atheris; the generators; the peers, loggers and vLLM beside what is locked by now; the
+# 4. The weights; peft; torchao; atheris; the generators; the peers, loggers, Optuna and vLLM beside what is locked by now; the
 #    pages; and the installer.
 compile requirements/smollm2.in --no-deps --generate-hashes -o "$scratch/smollm2.txt"
 compile requirements/lora.in --no-deps --generate-hashes -o "$scratch/lora.txt"
@@ -115,6 +116,8 @@ compile requirements/peers.in --constraints "$scratch/all.txt" --constraints "$s
   $(< "$scratch/locked") --generate-hashes -o "$scratch/peers.txt"
 compile requirements/loggers.in --constraints "$scratch/all.txt" --constraints "$scratch/peers.txt" \
   $(< "$scratch/locked") --generate-hashes -o "$scratch/loggers.txt"
+compile requirements/optuna.in --constraints "$scratch/all.txt" --constraints "$scratch/peers.txt" \
+  $(< "$scratch/locked") --generate-hashes -o "$scratch/optuna.txt"
 # vLLM's own pins must not move what the trainer has: these packages are taken as locked, whatever it asks for ...
 printf '%s\n' 'fastapi[standard]' numpy pillow protobuf setuptools > "$scratch/vllm.overrides"
 # ... and these are left out: torch is locked above, the others are for images, sound and kernels that nothing here uses.
@@ -143,6 +146,7 @@ write reasoning-gym.txt "The generators of task=reasoning_gym, and what only the
 write atheris.txt "Fuzzing that is guided by coverage, for benchmarks/fuzz_verifier.py."
 write peers.txt "Other implementations to compare with, and what only they need."
 write loggers.txt "TensorBoard and Weights & Biases, and what only they need."
+write optuna.txt "Optuna as a sweeper of Hydra, and what only it needs."
 write vllm.txt "The CPU build of vLLM, and what only it needs."
 write audit.txt "What looks for known vulnerabilities among the locked packages, and lists them in a bill of materials."
 write docs.txt "What builds the pages of docs/, and runs the notebook, beside what base.txt has."
