@@ -234,7 +234,8 @@ def _prompt_tokens(cfg: DictConfig) -> tuple[int, str]:
     system, examples = cfg.objectives.system_prompt, plain(cfg.objectives.examples)
     tokenizer = None if data else _tokenizer(cfg)
     if tokenizer is not None:
-        policy = Policy(None, tokenizer, cfg.model.get("prompt_template"))  # type: ignore[arg-type]
+        options = plain(cfg.model).get("chat_template_kwargs") or {}
+        policy = Policy(None, tokenizer, cfg.model.get("prompt_template"), options)  # type: ignore[arg-type]
         lengths = [len(policy.encode(system, question, examples)) for question in questions]
         return -(-sum(lengths) // len(lengths)), "the mean of the first step"
     template = cfg.model.get("prompt_template")

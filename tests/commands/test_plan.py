@@ -9,6 +9,7 @@ from omegaconf import OmegaConf, open_dict
 
 from bae.commands import plan, schema, setting, train
 from bae.commands.cli import CONF
+from bae.demonstrations.tiny import make_model, make_tokenizer
 from bae.rollout.footprint import phases
 from bae.training import shapes
 from bae.training.footprint import Sharding
@@ -21,6 +22,7 @@ EXPERIMENTS = [
 ]
 ELSEWHERE = {  # these start from a policy that a warm start makes, which has the shape of
     "real/qwen2.5_0.5b_gsm8k": "Qwen/Qwen2.5-0.5B-Instruct",
+    "real/smollm2_copies": "HuggingFaceTB/SmolLM2-135M-Instruct",
     "real/smollm2_sums": "HuggingFaceTB/SmolLM2-135M-Instruct",
     "real/smollm2_word_problems": "HuggingFaceTB/SmolLM2-135M-Instruct",
 }
@@ -92,6 +94,17 @@ def test_what_a_configuration_says():
     assert (found.setting.devices, found.setting.prompts, found.setting.max_rows) == (4, 16, 64)
     assert (found.shape.number, found.shape.product, found.setting.state) == (4, 2, pytest.approx(8, abs=0.01))
     assert found.card.memory == 80e9 and not found.setting.on_cpu and found.setting.sharding.beside == 1
+
+
+def test_prompts_are_counted_as_the_policy_reads_them(tmp_path):
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "{% if twice %}{{ messages[-1]['content'] }}{% endif %}{{ messages[-1]['content'] }}"
+    make_model(tokenizer, hidden=32, layers=2).config.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    arguments = ["model=pretrained", f"model.path={tmp_path}", "objectives.system_prompt=''"]
+    _, once = planned(*arguments)
+    _, twice = planned(*arguments, "+model.chat_template_kwargs.twice=true")
+    assert twice.setting.prompt_tokens in (2 * once.setting.prompt_tokens - 1, 2 * once.setting.prompt_tokens)
 
 
 def test_what_strategies_share():
