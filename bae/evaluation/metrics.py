@@ -24,6 +24,9 @@ from torchmetrics.utilities import dim_zero_cat
 ECE_BINS = 11
 """The bins [0, .1) … [.9, 1), [1, 1.1): a stated 1.0 has a bin of its own (paper, section Evaluation)."""
 
+CONFIDENT_HALF = 0.5
+"""The coverage at which `accuracy_at_half` looks: the more confident half of the completions."""
+
 NLL_CLIP = 1e-3
 """The log score clips confidences to this distance from 0 and 1. A wrong certainty costs 6.9 nats, not infinity."""
 
@@ -69,6 +72,16 @@ def ece(confidence: Tensor, correct: Tensor, weights: Tensor | None = None, bins
     q, c, w = _readable(confidence, correct, weights)
     gap = _sums(w * (q - c), tenth(q).clamp(max=bins - 1), bins)
     return gap.abs().sum(-1) / w.sum(-1)
+
+
+def ece_over(confidence: Tensor, correct: Tensor, weights: Tensor | None = None, bins: int = ECE_BINS) -> Tensor:
+    """Return the part of `ece` that is overconfidence: the sum over bins of |B|/n · max(0, mean confidence − accuracy).
+
+    The rest of `ece` is underconfidence. Two times this minus `ece` is the mean confidence minus the accuracy.
+    """
+    q, c, w = _readable(confidence, correct, weights)
+    gap = _sums(w * (q - c), tenth(q).clamp(max=bins - 1), bins)
+    return gap.clamp(min=0).sum(-1) / w.sum(-1)
 
 
 def ece_adaptive(confidence: Tensor, correct: Tensor, weights: Tensor | None = None, bins: int = 10) -> Tensor:
@@ -139,6 +152,43 @@ def auroc(confidence: Tensor, correct: Tensor, weights: Tensor | None = None) ->
     return (hits * (below + misses / 2)).sum(-1) / (hits.sum(-1) * misses.sum(-1))
 
 
+def aurc(confidence: Tensor, correct: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Return the area under the risk–coverage curve (Geifman and El-Yaniv, 2017): low is good.
+
+    It is the mean over k = 1 … n of the share of wrong completions among the k most confident ones. Completions with the
+    same confidence are in random order, and the expectation over these orders is exact: after K more confident
+    completions with E wrong ones, the j-th of m equal ones, of which a share r is wrong, has the risk
+    (E + j r) / (K + j). The sum over j is m r + (E − K r) (H(K + m) − H(K)) with harmonic numbers H.
+    """
+    _, misses, hits = _by_confidence(confidence, correct, weights)
+    misses, hits = misses.flip(-1), hits.flip(-1)  # the most confident first
+    count = misses + hits
+    before, wrong = count.cumsum(-1) - count, misses.cumsum(-1) - misses
+    rate = torch.where(count > 0, misses / count, 0)  # a resample may have no pair of a group
+    harmonic = torch.digamma(before + count + 1) - torch.digamma(before + 1)
+    return (misses + (wrong - before * rate) * harmonic).sum(-1) / count.sum(-1)
+
+
+def accuracy_at(
+    confidence: Tensor, correct: Tensor, weights: Tensor | None = None, coverage: float = CONFIDENT_HALF
+) -> Tensor:
+    """Return the accuracy of the most confident completions, a share `coverage` of those with a readable confidence.
+
+    Where the limit falls among completions with the same confidence, each of these counts in part, so it is the
+    expectation over random orders of them.
+
+    Args:
+        confidence, correct, weights: see the module.
+        coverage: above 0, at most 1.
+    """
+    _, misses, hits = _by_confidence(confidence, correct, weights)
+    misses, hits = misses.flip(-1), hits.flip(-1)
+    count = misses + hits
+    taken = coverage * count.sum(-1, keepdim=True)
+    part = ((taken - (count.cumsum(-1) - count)) / count).nan_to_num(0).clamp(0, 1)
+    return (part * hits).sum(-1) / taken.squeeze(-1)
+
+
 def calibration(confidence: Tensor, correct: Tensor, weights: Tensor | None = None) -> dict[str, Tensor]:
     """Compute all metrics of confidences by name.
 
@@ -152,6 +202,7 @@ def calibration(confidence: Tensor, correct: Tensor, weights: Tensor | None = No
     reliability, resolution, uncertainty = brier_parts(q, c, w)
     return {
         "ece": ece(q, c, w),
+        "ece_over": ece_over(q, c, w),
         "ece_10": ece(q, c, w, bins=10),
         "ece_adaptive": ece_adaptive(q, c, w),
         "brier": brier_score(q, c, w),
@@ -160,6 +211,8 @@ def calibration(confidence: Tensor, correct: Tensor, weights: Tensor | None = No
         "uncertainty": uncertainty,
         "nll": nll(q, c, w),
         "auroc": auroc(q, c, w),
+        "aurc": aurc(q, c, w),
+        "accuracy_at_half": accuracy_at(q, c, w),
         "confidence": _mean(q, w),
         "bias": _mean(q - c, w),
         "coverage": w.sum(-1) / every.sum(-1),

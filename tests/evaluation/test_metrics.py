@@ -3,6 +3,7 @@
 import math
 import warnings
 from fractions import Fraction
+from itertools import pairwise, permutations
 
 import pytest
 import torch
@@ -13,21 +14,24 @@ from torchmetrics.functional.classification import binary_auroc
 from bae.evaluation.metrics import (
     Calibration,
     accuracy,
+    accuracy_at,
     all_metrics,
     as_double,
+    aurc,
     auroc,
     brier_parts,
     brier_score,
     calibration,
     ece,
     ece_adaptive,
+    ece_over,
     nll,
     reliability_table,
     tenth,
 )
 
 NAMES = {"ece", "ece_10", "ece_adaptive", "brier", "reliability", "resolution", "uncertainty", "nll", "auroc"}
-NAMES |= {"confidence", "bias", "coverage"}
+NAMES |= {"confidence", "bias", "coverage", "ece_over", "aurc", "accuracy_at_half"}
 PRECISIONS = [torch.float32, torch.float64]
 patient = settings(deadline=None)  # the cores may be busy
 
@@ -109,6 +113,7 @@ def test_by_hand():
     # bins: {0.95, 0.91}: |0.93 - 0.5| * 2/4; {1.0}: 0; {0.2}: 0.8 * 1/4. With 10 bins, {0.95, 0.91, 1.0}: |2.86 - 2|
     assert got["accuracy"] == 0.75
     assert got["ece"] == pytest.approx(0.43 / 2 + 0.8 / 4)
+    assert got["ece_over"] == pytest.approx(0.43 / 2)  # .95 and .91, one right; the other two are too modest
     assert got["ece_10"] == pytest.approx(0.86 / 4 + 0.8 / 4)
     assert got["ece_adaptive"] == pytest.approx((0.05 + 0.91 + 0 + 0.8) / 4)  # each alone in its bin
     assert got["brier"] == pytest.approx((0.05**2 + 0.91**2 + 0 + 0.8**2) / 4)
@@ -157,6 +162,31 @@ def test_a_tie_goes_where_its_middle_is():
 def test_auroc_counts_ties_half():
     q, c = torch.tensor([0.9, 0.5, 0.5, 0.1]), torch.tensor([1.0, 1.0, 0.0, 0.0])
     assert float(auroc(q, c)) == 3.5 / 4
+
+
+def orders(said):
+    """All orders of completions from the most confident down, with ties in every order."""
+    return [o for o in permutations(said) if all(float(a[0]) >= float(b[0]) for a, b in pairwise(o))]
+
+
+@patient
+@given(stated(1).filter(lambda said: len(said) <= 6))
+def test_the_most_confident_are_taken_in_every_order_of_ties(said):
+    q, c = pairs(said)
+    n, every = len(said), orders(said)
+    risks = [sum(sum(not c for _, c in o[:k]) / k for k in range(1, n + 1)) / n for o in every]
+    assert float(aurc(q, c)) == pytest.approx(sum(risks) / len(risks))
+    for k in range(1, n + 1):
+        expected = sum(sum(c for _, c in o[:k]) / k for o in every) / len(every)
+        assert float(accuracy_at(q, c, coverage=k / n)) == pytest.approx(expected)
+
+
+@patient
+@given(stated(2))
+def test_over_and_underconfidence_are_all_of_ece(said):
+    q, c = pairs(said)
+    over, every, bias = float(ece_over(q, c)), float(ece(q, c)), float((q - c.double()).mean())
+    assert over >= 0 and 2 * over - every == pytest.approx(bias, abs=1e-12)
 
 
 @patient
