@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,7 +25,9 @@ from bae.objectives import check_objectives
 from bae.objectives.outcomes import given_reward
 from bae.objectives.refining import Ranks, RefiningBaseline
 from bae.objectives.reward_view import score_table
+from bae.objectives.values import reward_values
 from bae.text.blocks import Section
+from bae.text.verdict import Verdict
 from tests.objectives.test_scoring import score
 from tests.support import ROOT, package, runs
 
@@ -62,7 +65,7 @@ def option(study, path):
 
 
 def test_each_is_a_file_and_a_yaml_of_the_users_own():
-    assert len(FILES) == 18 and all(path.startswith("my_study/") for path in FILES)
+    assert len(FILES) == 20 and all(path.startswith("my_study/") for path in FILES)
     assert not re.findall(
         r"^```(?!python|yaml|csv|bash|$)", PAGE, re.MULTILINE
     )  # no other fences, which would not be read
@@ -94,6 +97,16 @@ def test_the_score_is_what_acting_earns(study):
     right, wrong = (objective.score(report, torch.tensor(c)) for c in (1.0, 0.0))
     mean = chance * right + (1 - chance) * wrong
     torch.testing.assert_close(mean.diagonal(), mean.max(1).values)
+
+
+def test_the_reward_that_sees_its_group(study):
+    objective = instantiate(option(study, "objectives/near_the_group.yaml").rewards.near_the_group, name="mine")
+    group = [
+        replace(completion(answer="12"), verdicts=(verdict,), confidences=(q,))
+        for verdict, q in ((Verdict.CORRECT, 0.5), (Verdict.WRONG, 1.0), (Verdict.WRONG, None), (Verdict.CORRECT, 0.25))
+    ]
+    found = reward_values(objective, group)
+    torch.testing.assert_close(found, torch.tensor([0.0, -0.25, torch.nan, -(0.25**2)]), equal_nan=True)
 
 
 def test_the_reward_of_the_reasoning(study):

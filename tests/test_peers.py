@@ -98,15 +98,15 @@ def grpo(rewards, normalise):
     """(N,): the weighted sum of the rewards as one objective."""
     total = (rewards * torch.tensor(WEIGHTS)).nansum(-1, keepdim=True)
     advantage, group, present = centred(total.masked_fill(rewards.isnan().all(-1, keepdim=True), torch.nan))
-    return normalise(advantage[:, 0], group, present[:, 0])
+    return normalise(advantage[:, 0], group, present[:, 0], group)
 
 
 def gdpo(rewards):
     """(N,): each objective normalised in its group, then their weighted sum in the batch."""
     advantage, group, present = centred(rewards)
-    each = [group_std(a, group, p, EPSILON) for a, p in zip(advantage.T, present.T, strict=True)]
+    each = [group_std(a, group, p, group, EPSILON) for a, p in zip(advantage.T, present.T, strict=True)]
     block = sum_by_block(torch.stack(each, 1), [0, 0], WEIGHTS, blocks=1)
-    return batch_std(block[:, 0], group, present.any(1), EPSILON)
+    return batch_std(block[:, 0], group, present.any(1), group, EPSILON)
 
 
 def assert_equal(ours, theirs):

@@ -88,6 +88,8 @@ class BlockwiseAdvantages(L.Callback):
         self.outcome = outcome
         self.normalisation = normalisation
         self.seed = seed
+        for function in normalisation.values():  # of an invented batch, so that wrong options are refused at once
+            function(torch.zeros(2), torch.zeros(2).long(), torch.ones(2).bool(), torch.zeros(2).long())
         self._check_baselines(group_size)
         if isinstance(baseline, RefiningBaseline):
             self._check_refining(baseline, optimizer_steps)
@@ -135,13 +137,14 @@ class BlockwiseAdvantages(L.Callback):
     def _normalised(self, per_objective: Tensor, table: ScoreTable, group: Tensor) -> tuple[Tensor, Tensor]:
         """Return the normalised advantages of the whole batch, (N, J) and (N, K)."""
         scorer = self.scorer
-        for j in range(len(scorer.objectives)):
-            per_objective[:, j] = self.normalisation["objective"](per_objective[:, j], group, table.present[:, j])
+        for j, objective in enumerate(scorer.objectives):
+            present, stratum = table.present[:, j], outcome_strata(reward_view(objective, j, table, group))
+            per_objective[:, j] = self.normalisation["objective"](per_objective[:, j], group, present, stratum)
         weights = [objective.weight for objective in scorer.objectives]
         per_block = sum_by_block(per_objective, scorer.block_of_objective, weights, len(scorer.blocks))
         for k in range(len(scorer.blocks)):
             present = table.present[:, torch.tensor(scorer.block_of_objective) == k].any(1)
-            per_block[:, k] = self.normalisation["block"](per_block[:, k], group, present)
+            per_block[:, k] = self.normalisation["block"](per_block[:, k], group, present, group)
         return per_objective, per_block
 
     def _refinements(self, trainer: L.Trainer, batch: RolloutBatch, per_objective: Tensor) -> list[Refinement]:

@@ -166,7 +166,9 @@ def make_format(cfg: DictConfig) -> "tuple[tuple[Block, ...], list[Objective]]":
     from bae.text.blocks import make_blocks
 
     objectives = [make(spec, name=name) for name, spec in cfg.objectives.rewards.items()]
-    return make_blocks(plain(cfg.objectives.blocks)), [replace(o, reward=_undeferred(o.reward)) for o in objectives]
+    return make_blocks(plain(cfg.objectives.blocks)), [
+        replace(o, reward=_undeferred(o.reward), group_reward=_undeferred(o.group_reward)) for o in objectives
+    ]
 
 
 def _undeferred(function: Any) -> Any:

@@ -155,8 +155,8 @@ def auroc(confidence: Tensor, correct: Tensor, weights: Tensor | None = None) ->
 def aurc(confidence: Tensor, correct: Tensor, weights: Tensor | None = None) -> Tensor:
     """Return the area under the risk–coverage curve (Geifman and El-Yaniv, 2017): low is good.
 
-    It is the mean over k = 1 … n of the share of wrong completions among the k most confident ones. Completions with the
-    same confidence are in random order, and the expectation over these orders is exact: after K more confident
+    It is the mean over k = 1 … n of the share of wrong completions among the k most confident ones. Completions with
+    the same confidence are in random order, and the expectation over these orders is exact: after K more confident
     completions with E wrong ones, the j-th of m equal ones, of which a share r is wrong, has the risk
     (E + j r) / (K + j). The sum over j is m r + (E − K r) (H(K + m) − H(K)) with harmonic numbers H.
     """

@@ -5,10 +5,11 @@ scoring.py (from sampled tokens to rewards), values.py (how a user's function is
 sees of the rewards), outcomes.py (what baselines condition on) and refining.py (baselines that are finished in the
 training pass).
 
-A reward function is any callable (Completion, …) -> float | None. None means "nothing here to score". A scoring rule is
-any callable (q, c, …) on tensors: the reward of stating the confidence q where an answer is right (c = 1) or not
-(c = 0). With a scoring rule it is also known what another number, or the other outcome, would have earned, and
-baselines can use that. Yaml names either by `_target_`, so a user's own needs no change here.
+A reward function is any callable (Completion, …) -> float | None. None means "nothing here to score". A group reward is
+any callable ([Completion, …]) -> [float | None, …] on all completions of one problem. A scoring rule is any callable
+(q, c, …) on tensors: the reward of stating the confidence q where an answer is right (c = 1) or not (c = 0). With a
+scoring rule it is also known what another number, or the other outcome, would have earned, and baselines can use that.
+Yaml names any of them by `_target_`, so a user's own needs no change here.
 """
 
 import math
@@ -24,6 +25,7 @@ from bae.errors import UserError
 from bae.text.blocks import ANSWER, CONFIDENCE, Block, tags_named
 
 Reward = Callable[[Completion], float | None]
+GroupReward = Callable[[Sequence[Completion]], Sequence[float | None]]
 Score = Callable[[Tensor, Tensor], Tensor]
 
 GRID = 1001
@@ -40,7 +42,8 @@ class Objective:
         worst: the lowest reward there is, which `malformed: penalise` gives. With a score it may be left out: it is
             then the lowest value of the score.
         reward: the reward function; or else
-        score: the scoring rule of a stated number.
+        score: the scoring rule of a stated number; or else
+        group_reward: the reward function of all completions of one problem, which gives one reward for each.
         weight: the factor of its advantage, if several objectives share a block.
         given: the objective of an earlier block whose reward is the outcome that a conditioned baseline conditions on,
             or several such objectives. None for the first block.
@@ -60,6 +63,7 @@ class Objective:
     worst: float | None = None
     reward: Reward | None = None
     score: Score | None = None
+    group_reward: GroupReward | None = None
     weight: float = 1.0
     given: str | Sequence[str] | None = None
     number: int = 0
@@ -134,9 +138,10 @@ def check_objectives(objectives: Sequence[Objective], blocks: Sequence[Block]) -
     order = {block.name: k for k, block in enumerate(blocks)}
     for objective in objectives:
         where = objective.key
-        if (objective.reward is None) == (objective.score is None):
+        if sum(x is not None for x in (objective.reward, objective.score, objective.group_reward)) != 1:
             raise ValueError(
-                f"{where}: give it a reward (of a completion) or a score (of a stated number), one of the two"
+                f"{where}: give it a reward (of a completion), a score (of a stated number) or a group_reward (of all "
+                "completions of a problem), one of the three"
             )
         if objective.worst is None:
             raise ValueError(f"{where}: give it worst, the lowest value of its reward, which malformed output earns")

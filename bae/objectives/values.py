@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bae.batch import Completion
+from bae.batch import Completion, Problem
 from bae.errors import UserError
 from bae.objectives import Objective, check_score
 from bae.objectives.time_limit import Clock, TimeUp, time_limit
@@ -29,6 +29,8 @@ def reward_values(objective: Objective, completions: Sequence[Completion]) -> Te
             score of another shape, and for a function that does not return in time.
     """
     with _guarded(objective) as clock:
+        if objective.group_reward is not None:
+            return _group_rewards(objective, completions, clock)
         if objective.score is None:
             assert objective.reward is not None  # check_objectives
             rewards = []
@@ -45,6 +47,32 @@ def reward_values(objective: Objective, completions: Sequence[Completion]) -> Te
         raise UserError(f"{objective.key}.score gave nan for the confidence {q[n]:g} of {_shown(completions[n])}")
     # A score may make a number of NaN, by a comparison or a clamp.
     return torch.where(q.isnan(), torch.nan, values)
+
+
+def _group_rewards(objective: Objective, completions: Sequence[Completion], clock: Clock) -> Tensor:
+    """Ask a group reward about the completions of each problem; (N,), NaN where there is nothing to score."""
+    assert objective.group_reward is not None
+    members: dict[Problem, list[int]] = {}
+    for n, completion in enumerate(completions):
+        members.setdefault(completion.problem, []).append(n)
+    rewards = torch.full((len(completions),), torch.nan)
+    for rows in members.values():
+        group = [completions[n] for n in rows]
+        clock.begin(group[0])
+        found = objective.group_reward(group)
+        try:
+            given = list(found)
+        except TypeError:
+            given = None
+        if given is None or len(given) != len(group):
+            gave = f"{len(given)} rewards" if given is not None else _kind(found)
+            raise UserError(
+                f"{objective.key}.group_reward gave {gave} for the {len(group)} completions of problem "
+                f"{group[0].problem.id}; it must give one number, or None, for each"
+            )
+        numbers = [_as_number(objective.key, c, r, "group_reward") for c, r in zip(group, given, strict=True)]
+        rewards[torch.tensor(rows)] = torch.tensor(numbers)
+    return rewards
 
 
 def stated_confidences(completions: Sequence[Completion], which: int = 0) -> Tensor:
@@ -75,7 +103,7 @@ def _guarded(objective: Objective) -> Iterator[Clock]:
         raise
 
 
-def _as_number(key: str, completion: Completion, reward: Any) -> float:
+def _as_number(key: str, completion: Completion, reward: Any, function: str = "reward") -> float:
     """Return a reward as a float, NaN for None. Raises UserError for NaN, and for what is not one real number."""
     if reward is None:
         return math.nan
@@ -83,11 +111,13 @@ def _as_number(key: str, completion: Completion, reward: Any) -> float:
         reward = reward.item()  # a scalar of torch or NumPy
     if not isinstance(reward, Real):
         raise UserError(
-            f"{key}.reward gave {_kind(reward)} for {_shown(completion)}; it must give one number, or None where there "
-            "is nothing to score"
+            f"{key}.{function} gave {_kind(reward)} for {_shown(completion)}; it must give one number, or None where "
+            "there is nothing to score"
         )
     if math.isnan(reward):
-        raise UserError(f"{key}.reward gave nan for {_shown(completion)}; give None where there is nothing to score")
+        raise UserError(
+            f"{key}.{function} gave nan for {_shown(completion)}; give None where there is nothing to score"
+        )
     return float(reward)
 
 

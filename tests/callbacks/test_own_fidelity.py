@@ -100,6 +100,13 @@ def test_every_baseline_has_an_error(run, baseline):
         assert found["fidelity/own/bias"][2] > 0
 
 
+@pytest.mark.parametrize("method", ["dcpo", "stratified_grpo"])
+def test_rival_methods_have_an_error_too(run, method):
+    folder, found = run(f"method={method}", *EVERY, "steps=2")
+    assert list(found["fidelity/own/rmse"]) == [2] and math.isfinite(found["fidelity/own/rmse"][2])
+    assert (folder / "policy").is_dir()
+
+
 def test_without_a_later_block_it_is_left_out_with_a_sentence(run, capsys):
     _, found = run("method=rlcr", *EVERY, "steps=2")
     assert found == {}

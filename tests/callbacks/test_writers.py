@@ -121,6 +121,26 @@ TEXTS = [
 ]  # fmt: skip
 
 
+def test_strata_are_those_of_the_outcome(tiny):
+    """A normalisation sees prompt and outcome together; for the first block and for whole blocks, the prompt alone."""
+    seen = []
+
+    def watch(advantage, group, present, stratum):
+        seen.append((group.tolist(), stratum.unique(return_inverse=True)[1].tolist()))
+        return advantage
+
+    problems, samples, scored = by_hand(tiny, TEXTS)
+    batch = RolloutBatch(0, problems, 4, samples, scored)
+    both = {"objective": watch, "block": watch}
+    pipeline = make_pipeline(tiny)
+    weigh = BlockwiseAdvantages(pipeline, group_mean, group_mean, without_self, given_reward, both, 0)
+    seen.clear()  # what it asked to see whether they work
+    weigh.on_train_batch_start(alone(), None, batch, 0)
+    group = [0, 0, 0, 0, 1, 1, 1, 1]
+    outcomes = [1, 1, 0, 0, 2, 2, 3, 3]
+    assert seen == [(group, group), (group, outcomes), (group, group), (group, group)]
+
+
 def require_advantages(policy, baseline, texts=TEXTS):
     problems, samples, scored = by_hand(policy, texts)
     batch = RolloutBatch(0, problems, 4, samples, scored)

@@ -5,11 +5,25 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bae.method import normalisation
 from bae.method.advantages import advantages
 from bae.method.baselines import RewardView, group_mean, outcome_conditioned
-from bae.method.normalisation import batch_std, group_std, none
 
 EPSILON = 1e-4
+
+
+def none(advantage, group, present):
+    return normalisation.none(advantage, group, present, group)
+
+
+def group_std(advantage, group, present, epsilon):
+    return normalisation.group_std(advantage, group, present, group, epsilon)
+
+
+def batch_std(advantage, group, present, epsilon):
+    return normalisation.batch_std(advantage, group, present, group, epsilon)
+
+
 FUNCTIONS = [none, lambda *a: group_std(*a, EPSILON), lambda *a: batch_std(*a, EPSILON)]
 
 
@@ -48,6 +62,22 @@ def test_with_ocb_it_is_the_spread_around_the_means_of_the_outcomes():
     # -.1, .1, -.2, -.2, .4: squares .26, over 4
     expected = torch.tensor([-0.1, 0.1, -0.2, -0.2, 0.4]) / (0.065**0.5 + EPSILON)
     torch.testing.assert_close(group_std(advantage, group, present, EPSILON), expected)
+
+
+def test_strata_are_standardised_and_blended_with_the_group():
+    """Stratified GRPO by hand: two wrong answers, three right ones, one prompt; and one alone."""
+    reward = torch.tensor([0.2, 0.4, 5.0, 5.0, 5.6, 7.0])
+    group, stratum = torch.tensor([0, 0, 0, 0, 0, 1]), torch.tensor([0, 0, 1, 1, 1, 2])
+    present = torch.ones(6).bool()
+    within = torch.tensor([-(0.5**0.5), 0.5**0.5, -(1 / 3**0.5), -(1 / 3**0.5), 2 / 3**0.5, 0])
+    over = torch.zeros(6)
+    over[:5] = (reward[:5] - reward[:5].mean()) / reward[:5].std()
+    centred = advantages(reward, group_mean(RewardView(reward, group, torch.zeros(6), present)), present)
+    for blend in (0.0, 0.3, 1.0):
+        found = normalisation.stratum_std(centred, group, present, stratum, blend, 1e-9)
+        torch.testing.assert_close(found, blend * within + (1 - blend) * over, atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match=r"blend=1\.5: must be between 0 and 1"):
+        normalisation.stratum_std(centred, group, present, stratum, 1.5, EPSILON)
 
 
 @pytest.mark.parametrize("value", [0.1, 1 / 3])

@@ -145,8 +145,8 @@ def test_a_timeout_is_not_wrong_but_is_not_rewarded():
         ({"block": "confidense"}, "no such block"),
         ({"given": "corectness"}, "no such objective"),
         ({"given": "confidence_brier"}, "before"),
-        ({"score": None}, "one of the two"),
-        ({"reward": correctness}, "one of the two"),
+        ({"score": None}, "one of the three"),
+        ({"reward": correctness}, "one of the three"),
     ],
 )
 def test_objectives_that_name_what_is_not_there(changes, message):

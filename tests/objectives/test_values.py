@@ -7,7 +7,9 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from fractions import Fraction
+from functools import partial
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from bae.batch import Completion, Problem
 from bae.errors import UserError
 from bae.objectives import Objective
 from bae.objectives.brier import brier
+from bae.objectives.hybrid import hybrid_brier
 from bae.objectives.values import reward_values
 from bae.text.verdict import Verdict
 from tests.support import ROOT
@@ -44,6 +47,50 @@ def test_a_reward_is_one_number_or_none(given, value):
     found = rewarded(lambda completion: given)
     assert found.dtype == torch.float32 and found.shape == (2,)
     torch.testing.assert_close(found, torch.tensor([value, value]), equal_nan=True)
+
+
+def in_groups(group_reward, completions):
+    return reward_values(Objective("mine", "solution", worst=-1.0, group_reward=group_reward), completions)
+
+
+def test_a_group_reward_sees_the_completions_of_one_problem_wherever_they_stand():
+    seen = []
+
+    def longest(group):
+        seen.append([c.text for c in group])
+        return [None if not c.text else float(len(c.text) == max(len(x.text) for x in group)) for c in group]
+
+    mixed = [completion("ab"), completion("x", number=8), completion("abc"), completion("", number=8)]
+    torch.testing.assert_close(in_groups(longest, mixed), torch.tensor([0, 1, 1, math.nan]), equal_nan=True)
+    assert seen == [["ab", "abc"], ["x", ""]]
+    assert in_groups(lambda group: torch.arange(len(group)).float(), mixed).tolist() == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([1.0], "gave 1 rewards for the 2 completions of problem train/7; it must give one number, or None, for each"),
+        (1.0, "gave a float for the 2 completions of problem train/7"),
+        ([1.0, "a"], "gave a str for problem train/7 and the completion '9'"),
+        ([math.nan, 1.0], "gave nan for problem train/7 and the completion '12'"),
+    ],
+)
+def test_a_wrong_group_reward_is_named(given, message):
+    with pytest.raises(UserError, match=rf"objectives\.rewards\.mine\.group_reward {message}"):
+        in_groups(lambda group: given, [completion(), completion("9")])
+
+
+def test_the_hybrid_target_by_hand():
+    """DCPO: half of one's own outcome, half of the group's accuracy, here 2/4."""
+    right, wrong = (Verdict.CORRECT,), (Verdict.WRONG,)
+    group = [replace(completion(confidence=q), verdicts=v) for q, v in ((0.75, right), (1.0, right), (0.25, wrong))]
+    group.append(replace(completion(confidence=None), verdicts=()))  # no answer and no number: wrong, and not scored
+    expected = torch.tensor([0, -(0.25**2), 0, math.nan])
+    torch.testing.assert_close(in_groups(partial(hybrid_brier, own=0.5), group), expected, equal_nan=True)
+    own = in_groups(partial(hybrid_brier, own=1.0), group[:3])  # its own outcome alone: the Brier score
+    torch.testing.assert_close(own, torch.tensor([-(0.25**2), 0, -(0.25**2)]))
+    with pytest.raises(ValueError, match="own=2: must be between 0 and 1"):
+        in_groups(partial(hybrid_brier, own=2), group)
 
 
 @pytest.mark.parametrize(
