@@ -11,8 +11,8 @@ from time import perf_counter
 
 from common import DATA
 
-from bae.evaluation.read_completions import read_completions
 from bae.evaluation.measure import measure
+from bae.evaluation.read_completions import read_completions
 from bae.text.verifier import MathVerifier
 
 NAMES = {"text": "completion", "reference": "answer", "question": "problem", "model": None}
