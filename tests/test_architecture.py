@@ -9,8 +9,9 @@ import pytest
 from tests.support import ROOT
 
 BAE = ROOT / "bae"
-ROOMS = ["errors", "text", "method", "batch", "seeds", "files", "signals", "objectives", "tasks", "training", "rollout",
-         "demonstrations", "evaluation", "fidelity", "callbacks", "report", "commands"]  # fmt: skip
+ROOMS = ["errors", "text", "method", "batch", "seeds", "files", "signals", "objectives", "tasks", "integrations",
+         "training", "rollout", "demonstrations", "evaluation", "fidelity", "callbacks", "report",
+         "commands"]  # fmt: skip
 MODULES = sorted(BAE.rglob("*.py"))
 
 
@@ -80,6 +81,15 @@ def test_pure_modules_load_no_framework():
     code += f"print([m for m in {frameworks} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+def test_the_method_alone_is_cheap_to_depend_on():
+    """Beside torch and numpy, and what these load, `bae.method` imports nothing that is installed."""
+    code = "import sys, torch, numpy; before = set(sys.modules); import bae.method.baselines, bae.method.losses\n"
+    code += "import bae.method.advantages, bae.method.normalisation, bae.method.stated_numbers, bae.method.shrinkage\n"
+    code += "print(sorted({m.split('.')[0] for m in set(sys.modules) - before} - {'bae'} - sys.stdlib_module_names))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert set(ast.literal_eval(out.stdout)) <= {"torch", "numpy"}
 
 
 def test_importing_changes_nothing_in_the_process():
