@@ -76,6 +76,7 @@ def completion_metrics(trainer: L.Trainer, scored: Scored, scorer: Scorer) -> di
         "length": share([c.length for c in completions]),
         "unparseable": share([Verdict.UNPARSEABLE in c.verdicts for c in completions]),
         "timeout": share([Verdict.TIMEOUT in c.verdicts for c in completions]),
+        "abstained": share([Verdict.ABSTAINED in c.verdicts for c in completions]),
     }
 
 

@@ -41,6 +41,7 @@ WHY = {
     Verdict.WRONG: "it does not equal the reference",
     Verdict.UNPARSEABLE: "it cannot be read, or is not an answer in final form",
     Verdict.TIMEOUT: "its check ran out of time or memory",
+    Verdict.ABSTAINED: "it declines to answer",
 }
 
 

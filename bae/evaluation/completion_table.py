@@ -8,7 +8,7 @@ Evaluation measures this table, writes it and reads it again.
 | question, reference | the problem, and its reference answer |
 | text | the completion |
 | answer | the text of the answer section, None without one |
-| verdict | `correct`, `wrong`, `unparseable`, `timeout`; `none` without an answer |
+| verdict | `correct`, `wrong`, `unparseable`, `timeout`, `abstained`; `none` without an answer |
 | correct | whether the verdict is `correct` |
 | confidence | the stated number in [0, 1], NaN if there is none that can be read |
 | length, truncated | number of tokens, and whether the token limit came before the end of sequence |

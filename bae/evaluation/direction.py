@@ -2,17 +2,19 @@
 
 LOW = (
     "ece",
+    "ece_over",
     "ece_10",
     "ece_adaptive",
     "brier",
     "reliability",
     "nll",
+    "aurc",
     "malformed",
     "truncated",
     "unparseable",
     "timeout",
 )
-HIGH = ("accuracy", "auroc", "resolution", "coverage")
+HIGH = ("accuracy", "auroc", "resolution", "accuracy_at_half", "coverage")
 LOW_FAMILIES = ("malformed/",)
 HIGH_FAMILIES = ("reward/", "scaling/")
 

@@ -85,6 +85,9 @@ def summarise(table: pandas.DataFrame, verifier: Verifier, resamples: int = RESA
     metrics |= {f"sem_by_prompt/{name}": estimate.sem for name, estimate in by_cluster.items()}
     outcomes = [verdict.value for verdict in Verdict] + [NO_ANSWER]
     metrics |= {f"outcome/{outcome}": float((table["verdict"] == outcome).mean()) for outcome in outcomes}
+    attempted = table[table["verdict"] != Verdict.ABSTAINED.value]
+    if len(attempted) < len(table):
+        metrics["accuracy_attempted"] = float(attempted["correct"].mean())  # NaN if all abstain
     metrics |= {"prompts": float(len(set(every.prompt))), "samples": float(len(table))}
     return Summary(metrics, test_time_scaling(table, verifier))
 

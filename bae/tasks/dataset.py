@@ -1,4 +1,4 @@
-"""Read questions with reference answers from files or from the hub: GSM8K, MATH with DAPO, or a user's own."""
+"""Read questions with reference answers from files or from the hub, also with options, aliases or paragraphs."""
 
 import warnings
 from array import array
@@ -11,14 +11,13 @@ from typing import Any, Literal
 import numpy as np
 
 from bae.batch import Problem
-from bae.tasks.tables import SUFFIXES, Row, Rows, read_table
+from bae.tasks.rows import AddColumns, WithColumns
+from bae.tasks.tables import ABSENT, SUFFIXES, Row, Rows, cell, read_table
 from bae.text.verifier import Verifier
 from bae.text.visible import quoted
 
 SHOWN = 100
 """The characters of a bad reference that a message shows."""
-ABSENT = object()
-"""What stands for a cell whose row does not have the column."""
 
 Unreadable = Literal["fail", "drop"]
 """What happens to a row whose reference the verifier cannot read: an error, or the row is left out."""
@@ -41,6 +40,11 @@ class DatasetTask:
         unreadable: what happens to rows whose reference the verifier cannot read. All references of a split are looked
             at when it is read.
         streaming: whether rows stay on the disk, as in `bae.tasks.tables.read_table`.
+        reference_lines: the column of what the verifier is given below the answer, each on a line of its own: other
+            right answers for ExactVerifier, or the options for ChoiceVerifier (bae.text.short_answers). A cell is a
+            text, or a list of texts. None: the verifier is given the answer alone.
+        add_columns: makes columns of those that a row has, such as a prompt of a question and its options
+            (bae.tasks.rows). The other options may name them.
 
     Raises:
         ValueError: one sentence, for a source that is not described so.
@@ -55,12 +59,16 @@ class DatasetTask:
         answer_after: str | None = None,
         unreadable: Unreadable = "fail",
         streaming: bool = False,
+        reference_lines: str | None = None,
+        add_columns: AddColumns | None = None,
     ) -> None:
-        common = {"question": question, "answer": answer, "answer_after": answer_after}
+        common: dict[str, str | None] = {"question": question, "answer": answer}
+        common |= {"answer_after": answer_after, "reference_lines": reference_lines}
         self.sources = {split: make_sources(f"task.splits.{split}", given, common) for split, given in splits.items()}
         self.verifier = verifier
         self.unreadable = unreadable
         self.streaming = streaming
+        self.add_columns = add_columns
         self._splits: dict[str, Split] = {}
 
     def size(self, split: str) -> int:
@@ -77,7 +85,8 @@ class DatasetTask:
             raise ValueError(f"the task has no split {split!r}; it has {', '.join(self.sources)}")
         if split not in self._splits:
             sources = self.sources[split]
-            tables = [source.read(split, self.verifier, self.unreadable, self.streaming) for source in sources]
+            how = self.verifier, self.unreadable, self.streaming, self.add_columns
+            tables = [source.read(split, *how) for source in sources]
             weights = [source.weight for source in sources if source.weight is not None]
             self._splits[split] = Split(split, tables, *alternate([len(t.good) for t in tables], weights or None))
         return self._splits[split]
@@ -89,8 +98,8 @@ class Source:
 
     Attributes:
         source: a file, or a dataset of the hub; see DatasetTask.
-        question, answer, answer_after: see DatasetTask. A column inside another one is named with dots, as in
-            reward_model.ground_truth or prompt.0.content.
+        question, answer, answer_after, reference_lines: see DatasetTask. A column inside another one is named with
+            dots, as in reward_model.ground_truth or prompt.0.content.
         revision: a branch, a tag or a commit of a hub dataset; None takes the newest.
         weight: the share of this source among the problems of the split, in relation to the other weights. None: each
             problem comes once.
@@ -101,11 +110,14 @@ class Source:
     question: str
     answer: str
     answer_after: str | None = None
+    reference_lines: str | None = None
     revision: str | None = None
     weight: float | None = None
     only: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
-    def read(self, split: str, verifier: Verifier, unreadable: Unreadable, streaming: bool) -> "Table":
+    def read(
+        self, split: str, verifier: Verifier, unreadable: Unreadable, streaming: bool, add: AddColumns | None
+    ) -> "Table":
         """Read the rows, and find those that are problems. `split` is for messages; the others as in DatasetTask.
 
         Raises:
@@ -123,12 +135,32 @@ class Source:
             rows = read_table(self.source, self.revision, streaming)
         except ValueError as error:
             raise ValueError(f"task.splits.{split}: {error}") from error
-        check_columns(where, rows, [self.question, self.answer, *self.only])
+        if add is not None:
+            rows = WithColumns(rows, add, where)
+        lines = [] if self.reference_lines is None else [self.reference_lines]
+        check_columns(where, rows, [self.question, self.answer, *lines, *self.only])
         good = readable_rows(where, self._references(where, rows), verifier, unreadable, "task.unreadable")
         return Table(self, rows, good)
 
+    def problem(self, id: str, row: Row) -> Problem:
+        """Make a problem of a row that has an answer."""
+        answer, reference = self.right_answer(row), self.reference(row)
+        assert answer is not None and reference is not None  # rows without one are not good
+        return Problem(id, cell(row, self.question), answer, row, None if reference == answer else reference)
+
     def reference(self, row: Row) -> str | None:
-        """Cut the reference out of the answer column; None if there is none."""
+        """Return what the verifier is given: the answer, and the lines below it; None if there is none."""
+        answer = self.right_answer(row)
+        if answer is None or self.reference_lines is None:
+            return answer
+        lines = cell(row, self.reference_lines)
+        lines = [lines] if isinstance(lines, str) else lines
+        if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
+            return None
+        return "\n".join([answer, *(" ".join(line.split()) for line in lines)])
+
+    def right_answer(self, row: Row) -> str | None:
+        """Cut the answer out of its column; None if there is none."""
         value = cell(row, self.answer)
         if not isinstance(value, (str, int, float)) or value != value:  # NaN stands for an empty cell
             return None
@@ -184,9 +216,7 @@ class Split:
         number = table.good[int(self.position[index])]
         row = table.rows[number]
         place = f"{part}/{number}" if len(self.tables) > 1 else str(number)
-        reference = table.source.reference(row)
-        assert reference is not None  # rows without one are not good
-        return Problem(f"{self.name}/{place}", cell(row, table.source.question), reference, row)
+        return table.source.problem(f"{self.name}/{place}", row)
 
 
 def make_sources(where: str, given: Any, common: Mapping[str, str | None]) -> list[Source]:
@@ -226,7 +256,7 @@ def _source(where: str, given: Any, common: Mapping[str, str | None]) -> Source:
             fits = isinstance(value, Mapping) and all(isinstance(values, list) for values in value.values())
             must = "a mapping of columns to lists of values"
         else:
-            fits = isinstance(value, str) or (value is None and key in ("answer_after", "revision"))
+            fits = isinstance(value, str) or (value is None and key in ("answer_after", "reference_lines", "revision"))
             must = "a text"
         if not fits:
             raise ValueError(f"{where}.{key}={value}: must be {must}")
@@ -255,21 +285,6 @@ def alternate(sizes: Sequence[int], weights: Sequence[float] | None) -> tuple[np
     part = np.repeat(np.arange(len(sizes), dtype=np.uint16), counts)[order]
     position = np.concatenate([np.arange(count) % size for count, size in zip(counts, sizes, strict=True)])[order]
     return part, position
-
-
-def cell(row: Row, column: str) -> Any:
-    """Return a cell of a row; a.b is b inside the cell a, and a.0 its first item. ABSENT if there is none."""
-    if column in row:
-        return row[column]
-    value: Any = row
-    for key in column.split("."):
-        if isinstance(value, Mapping) and key in value:
-            value = value[key]
-        elif isinstance(value, list) and key.isdigit() and int(key) < len(value):
-            value = value[int(key)]
-        else:
-            return ABSENT
-    return value
 
 
 def check_columns(where: str, rows: Rows, columns: Iterable[str]) -> None:

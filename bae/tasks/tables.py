@@ -4,12 +4,14 @@ import csv
 import json
 import os
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 Row = dict[str, Any]
 Rows = Sequence[Row]
+ABSENT = object()
+"""What stands for a cell whose row does not have the column."""
 Reader = Callable[[str, BinaryIO, int], Iterator[Row]]
 """Yield the rows of an open file from a place on, in bytes from its beginning. The name of the file is for messages."""
 
@@ -51,6 +53,21 @@ def read_table(source: str, revision: str | None = None, streaming: bool = False
     if suffix == ".parquet":
         return _from_hub("parquet", [], "train", source, data_files=source) if streaming else _from_parquet(source)
     return _named_on_hub(source, revision, streaming)
+
+
+def cell(row: Row, column: str) -> Any:
+    """Return a cell of a row; a.b is b inside the cell a, and a.0 its first item. ABSENT if there is none."""
+    if column in row:
+        return row[column]
+    value: Any = row
+    for key in column.split("."):
+        if isinstance(value, Mapping) and key in value:
+            value = value[key]
+        elif isinstance(value, list) and key.isdigit() and int(key) < len(value):
+            value = value[int(key)]
+        else:
+            return ABSENT
+    return value
 
 
 class RowsOnDisk(Sequence[Row]):

@@ -1,10 +1,11 @@
 r"""Decide whether the policy's answer equals the reference.
 
 The answer is hostile text: if some text makes a check slow, big or wrong, the policy will find it and write it.
-IntegerVerifier serves generated arithmetic. MathVerifier decides by the text what may be compared (bae.text.answers has
-the rules), and compares what is left, single expressions, by their values (bae.text.expressions), in worker processes
-that can be killed. Math-Verify, which arXiv 2602.10231 uses, is not asked: it looks for an answer inside a text, folds
-the case of variables, solves equations and rounds, and a policy is paid for each of them.
+IntegerVerifier serves generated arithmetic, and bae.text.short_answers has verifiers of texts. MathVerifier decides by
+the text what may be compared (bae.text.answers has the rules), and compares what is left, single expressions, by their
+values (bae.text.expressions), in worker processes that can be killed. Math-Verify, which arXiv 2602.10231 uses, is not
+asked: it looks for an answer inside a text, folds the case of variables, solves equations and rounds, and a policy is
+paid for each of them.
 
 The following answers are CORRECT, although a stricter verifier could reject them:
 - an expression with variables in any form, even the form of the question (`(x+1)^2` for x^2+2x+1);
@@ -25,6 +26,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from bae.text import answers, expressions
+from bae.text.direct import DirectVerifier
 from bae.text.spelling import canonical
 from bae.text.verdict import Verdict
 from bae.text.workers import Pair, Pending, Workers, within_limits
@@ -58,7 +60,7 @@ class Verifier(Protocol):
         """Drop the checks that are still running, and free what checks need. A later call starts anew."""
 
 
-class IntegerVerifier:
+class IntegerVerifier(DirectVerifier):
     """Compare integers exactly.
 
     An integer is an optional sign and ASCII digits. Surrounding white space, leading zeros and the sign of zero do not
@@ -69,39 +71,22 @@ class IntegerVerifier:
     """
 
     def __init__(self, max_digits: int = 100) -> None:
+        super().__init__(max_digits + 1)
         self._integer = re.compile(rf"[+-]?[0-9]{{1,{max_digits}}}")
-
-    def submit(self, pairs: Sequence[Pair]) -> Pending:
-        """Check the pairs at once, and return the verdicts as pending ones. Raises ValueError for a bad reference."""
-        verdicts = [self._compare(answer.strip(), reference.strip()) for answer, reference in pairs]
-        return lambda: verdicts
-
-    def verify(self, pairs: Sequence[Pair]) -> list[Verdict]:
-        """Check (answer, reference) pairs. Raises ValueError for a bad reference."""
-        return self.submit(pairs)()
-
-    def equivalent(self, pairs: Sequence[Pair]) -> list[bool]:
-        """Tell for each pair of answers whether they are the same text or the same integer."""
-        return [self._same(one.strip(), other.strip()) for one, other in pairs]
 
     def fault(self, reference: str) -> str | None:
         """Return why a text cannot be a reference; None if it is an integer."""
         return None if self._integer.fullmatch(reference.strip()) else "it is not an integer, or too long"
 
-    def close(self) -> None:
-        """Do nothing: no check is ever pending."""
-
-    def _same(self, one: str, other: str) -> bool:
-        """Tell whether two texts are equal as texts or as integers."""
-        return one == other or (all(map(self._integer.fullmatch, (one, other))) and int(one) == int(other))
-
-    def _compare(self, answer: str, reference: str) -> Verdict:
-        """Check one pair of texts without surrounding white space."""
-        if not self._integer.fullmatch(reference):
-            raise ValueError(f"the reference is not an integer, or too long: {reference!r}")
+    def compare(self, answer: str, reference: str) -> Verdict:
+        """Check one answer against one integer."""
         if not self._integer.fullmatch(answer):
             return Verdict.UNPARSEABLE
         return Verdict.CORRECT if int(answer) == int(reference) else Verdict.WRONG
+
+    def same(self, one: str, other: str) -> bool:
+        """Tell whether two texts are the same integer."""
+        return all(map(self._integer.fullmatch, (one, other))) and int(one) == int(other)
 
 
 class MathVerifier:

@@ -47,11 +47,15 @@ def targets(node):
 def test_every_option_composes_and_fits_what_it_names(group, option):
     root, _, rest = group.partition("/")
     chosen = f"{root}={rest + '/' if rest else ''}{option}"
+    if root == "verifier":
+        verifier = composed("task=gsm8k", f"verifier@task.verifier={option}")["task"]["verifier"]
+        assert verifier == composed(chosen, command="evaluate")["verifier"]
+        chosen = f"verifier@task.verifier={option}"
     if "demonstrations" in group or "warmstart" in (option, rest):
         missing = [] if root == "experiment" else ["model=tiny", "task=arithmetic"]
         cfg = composed(chosen, *missing, *["demonstrations.examples=[]"] * (option == "own"), command="warmstart")
     else:
-        cfg = composed(chosen)
+        cfg = composed(*["task=gsm8k"] * (root == "verifier"), chosen)
     for node in targets(cfg):
         named = get_object(node["_target_"])
         given = {key: None for key in node if key not in ("_target_", "_partial_")}

@@ -337,7 +337,7 @@ def test_an_engine_that_fails_leaves_nothing_under_way():
 
 def test_a_bad_reference_stops_the_batch():
     verifier = Counting()
-    with pytest.raises(UserError, match="problem p: the reference is not an integer"):
+    with pytest.raises(UserError, match="problem p: the reference 'five' cannot be read: it is not an integer"):
         run(Paced(rows_of([RIGHT]), 0.0), verifier, Problem("p", "", "five"))
     assert verifier.closed == 1
 
