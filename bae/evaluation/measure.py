@@ -29,8 +29,9 @@ class Summary:
 
     Args:
         metrics: {name: value}. It has the metrics of bae.evaluation.metrics, their standard errors, the share of each
-            verdict as `outcome/<verdict>`, and the numbers of `prompts` and `samples`. `sem/<metric>` is the paper's
-            standard error, which takes pairs as independent; `sem_by_prompt/<metric>` is from a bootstrap of prompts.
+            verdict as `outcome/<verdict>`, `accuracy_attempted` if some answers abstain, and the numbers of `prompts`
+            and `samples`. `sem/<metric>` is the paper's standard error, which takes pairs as independent;
+            `sem_by_prompt/<metric>` is from a bootstrap of prompts.
         scaling: test-time scaling, {strategy: accuracy with 1, 2, … samples}. It is empty if prompts have different
             numbers of samples.
     """

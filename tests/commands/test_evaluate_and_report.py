@@ -35,6 +35,16 @@ def table(answers, verdicts, confidences, prompts):
                              "correct": [v == "correct" for v in verdicts]})  # fmt: skip
 
 
+def test_abstentions_are_a_share_and_not_attempted():
+    made = table(
+        ["5", "no", "6", "no"], ["correct", "abstained", "wrong", "abstained"], [0.9, 0.5, 0.8, 0.5], list("abab")
+    )
+    m = summarise(made, IntegerVerifier(), resamples=10).metrics
+    assert (m["accuracy"], m["outcome/abstained"], m["accuracy_attempted"]) == (0.25, 0.5, 0.5)
+    none = table(["5", "6"], ["correct", "wrong"], [0.9, 0.8], list("ab"))
+    assert "accuracy_attempted" not in summarise(none, IntegerVerifier(), resamples=10).metrics
+
+
 def test_a_summary_by_hand():
     made = table(["5", "5.0", "05", None], ["correct", "unparseable", "correct", "none"],
                  [0.9, 0.9, 0.6, math.nan], ["a", "a", "b", "b"])  # fmt: skip
