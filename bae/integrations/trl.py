@@ -15,7 +15,7 @@ def no_reward(completions: list[Any], **columns: Any) -> list[float]:
     return [0.0] * len(completions)
 
 
-class BlockwiseGRPOTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL has no types
+class BlockwiseGRPOTrainer(GRPOTrainer):
     """Train with an advantage for each token, where GRPOTrainer has one for each completion.
 
     TRL samples, and TRL's loss is used as it is: it takes advantages of shape (N, T). All its `loss_type`s weigh the
@@ -40,11 +40,11 @@ class BlockwiseGRPOTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL has no typ
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
-        mode = "train" if self.model.training else "eval"
+        is_evaluation = self.model is not None and not self.model.training
+        mode, size = ("eval", self.num_generations_eval) if is_evaluation else ("train", self.num_generations)
         problems = [Problem(str(row["prompt"]), str(row["prompt"]), str(row[self.answer_column])) for row in inputs]
         samples = sampled_tokens(output, self.eos_token_ids)
-        size = self.num_generations if mode == "train" else self.num_generations_eval
-        advantages, scored = self.blockwise(problems, samples, size)
+        advantages, scored = self.blockwise(problems, samples, size or 1)
         for j, objective in enumerate(self.blockwise.scorer.objectives):
             rewards = scored.rewards[scored.present[:, j], j]
             self._metrics[mode][f"rewards/{objective.name}/mean"].append(rewards.mean().item())

@@ -27,7 +27,7 @@ def composed(*overrides, command="train"):
     OmegaConf.set_struct(cfg, False)
     cfg.pop("hydra")
     cfg.output_folder = "outputs/x"
-    if OmegaConf.is_missing(cfg.model, "path"):
+    if "model" in cfg and OmegaConf.is_missing(cfg.model, "path"):
         cfg.model.path = "somewhere"
     return OmegaConf.to_container(cfg, resolve=True)
 

@@ -37,8 +37,9 @@ ANSWERS = {
     "triviaqa": (["shakespeare", "The Bard", "William Shakespeare"], ["Marlowe", "Shakespeare or Marlowe"]),
     "simpleqa": (["lima."], ["Lima, Peru", "Quito"]),
     "hotpotqa": (["A", "the A"], ["B"]),
-    "big_math": (["1", r"\frac{2}{2}"], ["2"]),
+    "big_math": (["1", "1.0"], ["2"]),
 }
+OVERRIDES = {"hotpotqa": ["task.splits.val.revision=null"], "big_math": ["task.verifier.timeout=60"]}
 PROMPTS = {
     "commonsenseqa": "Where is cake kept?\n\nA. road\nB. fridge\nC. sea\n\nAnswer with the letter of one option.",
     "mmlu_pro": "2 + 2?\n\nA. 3\nB. 4\nC. 5\nD. 22\n\nAnswer with the letter of one option.",
@@ -60,11 +61,8 @@ def task_of(name, *overrides):
 def test_each_task_reads_rows_with_the_columns_of_its_data(name, tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps(SAMPLES[name]) + "\n")
-    task = (
-        task_of(name, f"task.splits.val={path}")
-        if name != "hotpotqa"
-        else task_of(name, f"task.splits={{val: {path}}}")
-    )
+    source = "task.splits.val.source" if name == "hotpotqa" else "task.splits.val"
+    task = task_of(name, f"{source}={path}", *OVERRIDES.get(name, []))
     problem = task.problem("val", 0)
     if name in PROMPTS:
         assert problem.question == PROMPTS[name]
