@@ -25,7 +25,7 @@ SAMPLES = {
     "triviaqa": {"question": "Who wrote Hamlet?", "question_id": "1",
                  "answer": {"value": "William Shakespeare", "aliases": ["Shakespeare", "The  Bard"], "type": "x"}},
     "simpleqa": {"metadata": "{}", "problem": "What is the capital of Peru?", "answer": "Lima"},
-    "hotpotqa": {"id": "1", "question": "Which is older?", "answer": "The A", "type": "comparison", "level": "easy",
+    "hotpotqa": {"id": "1", "question": "Which is older?", "answer": "The Alps", "type": "comparison", "level": "easy",
                  "supporting_facts": {"title": ["A"], "sent_id": [0]},
                  "context": {"title": ["A", "B"], "sentences": [["A is old.", " Very."], ["B is new."]]}},
     "big_math": {"problem": "1/2 + 1/2?", "answer": "1", "source": "own", "domain": ["x"], "llama8b_solve_rate": 0.5},
@@ -36,7 +36,7 @@ ANSWERS = {
     "gpqa": (["iron"], ["neon", "E"]),
     "triviaqa": (["shakespeare", "The Bard", "William Shakespeare"], ["Marlowe", "Shakespeare or Marlowe"]),
     "simpleqa": (["lima."], ["Lima, Peru", "Quito"]),
-    "hotpotqa": (["A", "the A"], ["B"]),
+    "hotpotqa": (["Alps", "the alps."], ["B"]),
     "big_math": (["1", "1.0"], ["2"]),
 }
 OVERRIDES = {"hotpotqa": ["task.splits.val.revision=null"], "big_math": ["task.verifier.timeout=60"]}
