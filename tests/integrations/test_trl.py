@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from bae.batch import Problem, RolloutBatch
 from bae.callbacks import BlockwiseAdvantages
@@ -10,8 +11,10 @@ from bae.integrations.blockwise import Blockwise
 from bae.method import normalisation
 from bae.method.advantages import spread_over_tokens
 from bae.method.baselines import group_mean, outcome_conditioned, without_self
+from bae.method.losses import block_mean, blockwise_clipped_loss, log_probs_and_entropy
 from bae.objectives.outcomes import given_reward
 from bae.objectives.rao_blackwell import RaoBlackwell
+from bae.training.forward import completion_logits
 from bae.training.policy import load_pretrained
 from tests.callbacks.test_writers import TEXTS
 from tests.fidelity.test_continuations import make_pipeline
@@ -60,6 +63,40 @@ def test_advantages_are_those_of_a_training_step(tmp_path):
     weigh.on_train_batch_start(SimpleNamespace(world_size=1, global_rank=0), None, batch, 0)
     ours = spread_over_tokens(batch.advantages.per_block, scored.block_of)
     assert output["advantages"].equal(ours) and ours.unique().numel() > 4
+
+
+def test_the_loss_of_trl_is_ours(tmp_path):
+    """With loss_type=grpo, a mean over the tokens of each completion, and block_mean put into the advantages."""
+    policy = load_pretrained("package://assets/tiny", dtype="float32", prompt_template="{question}")
+    pipeline, eos = make_pipeline(policy), policy.tokenizer.eos_token_id
+    ids = [policy.tokenizer.encode(text, add_special_tokens=False) + [eos] for text in TEXTS]
+    prompts = [policy.tokenizer.encode(row["prompt"]) for row in ROWS]
+    rollout = {"prompt_ids": prompts, "completion_ids": ids, "logprobs": None}
+    blockwise = Blockwise(pipeline.scorer, aggregation=block_mean)
+    theirs = trainer(policy, tmp_path, ROWS, blockwise, rollout=rollout, loss_type="grpo", num_iterations=2)
+    theirs.current_gradient_accumulation_steps = 1  # as train() has it
+    policy.model.train()
+    output = theirs._generate_and_score_completions([dict(row) for row in ROWS])
+    with torch.no_grad():  # away from the policy that sampled, so that ratios are not all 1
+        for n, weight in enumerate(policy.model.parameters()):
+            weight.add_(0.02 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(n)))
+
+    from bae.integrations.trl import sampled_tokens
+
+    samples = sampled_tokens(output, [eos])
+    problems = [Problem(row["prompt"], row["prompt"], row["answer"]) for row in ROWS]
+    advantages, scored = Blockwise(pipeline.scorer)(problems, samples, 4)
+    logits, _ = completion_logits(policy.model, samples, torch.arange(len(ROWS)))
+    log_p, _ = log_probs_and_entropy(logits, samples.completion_ids, 1.0)
+    weights = block_mean(scored.block_of, torch.ones(2), torch.ones(2))
+    old = output["old_per_token_logps"]
+    ours = blockwise_clipped_loss(log_p, old, advantages, weights, theirs.args.epsilon, theirs.args.epsilon)
+    losses = ours, theirs.compute_loss(policy.model, output)
+    torch.testing.assert_close(*losses)
+    parameters = list(policy.model.parameters())
+    mine, others = (torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)]) for loss in losses)
+    assert mine.abs().max() > 1e-3
+    torch.testing.assert_close(mine, others, rtol=1e-4, atol=1e-5 * float(others.abs().max()))
 
 
 def test_two_steps_are_trained(tmp_path):
