@@ -69,7 +69,7 @@ def test_the_loss_of_trl_is_ours(tmp_path):
     """With loss_type=grpo, a mean over the tokens of each completion, and block_mean put into the advantages."""
     policy = load_pretrained("package://assets/tiny", dtype="float32", prompt_template="{question}")
     pipeline, eos = make_pipeline(policy), policy.tokenizer.eos_token_id
-    ids = [policy.tokenizer.encode(text, add_special_tokens=False) + [eos] for text in TEXTS]
+    ids = [[*policy.tokenizer.encode(text, add_special_tokens=False), eos] for text in TEXTS]
     prompts = [policy.tokenizer.encode(row["prompt"]) for row in ROWS]
     rollout = {"prompt_ids": prompts, "completion_ids": ids, "logprobs": None}
     blockwise = Blockwise(pipeline.scorer, aggregation=block_mean)
