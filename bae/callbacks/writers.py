@@ -20,6 +20,7 @@ from bae.method.baselines import (
     load_state,
     outcome_strata,
     state_of,
+    strata_of,
     stratum_size,
     with_fallback,
 )
@@ -137,8 +138,8 @@ class BlockwiseAdvantages(L.Callback):
     def _normalised(self, per_objective: Tensor, table: ScoreTable, group: Tensor) -> tuple[Tensor, Tensor]:
         """Return the normalised advantages of the whole batch, (N, J) and (N, K)."""
         scorer = self.scorer
-        for j, objective in enumerate(scorer.objectives):
-            present, stratum = table.present[:, j], outcome_strata(reward_view(objective, j, table, group))
+        for j in range(len(scorer.objectives)):
+            present, stratum = table.present[:, j], strata_of(group, table.outcome[:, j])
             per_objective[:, j] = self.normalisation["objective"](per_objective[:, j], group, present, stratum)
         weights = [objective.weight for objective in scorer.objectives]
         per_block = sum_by_block(per_objective, scorer.block_of_objective, weights, len(scorer.blocks))

@@ -186,8 +186,13 @@ def with_fallback(baseline: Baseline, fallback: Baseline, rewards: RewardView) -
 
 def outcome_strata(rewards: RewardView) -> Tensor:
     """Return (N,) long: one label for each pair of group and outcome."""
-    outcome = _labels(rewards.outcome)
-    return rewards.group * (int(outcome.max()) + 1 if len(outcome) else 1) + outcome
+    return strata_of(rewards.group, rewards.outcome)
+
+
+def strata_of(group: Tensor, outcome: Tensor) -> Tensor:
+    """Return (N,) long: one label for each pair of group, (N,) long, and outcome, (N,) any numbers."""
+    labels = _labels(outcome)
+    return group * (int(labels.max()) + 1 if len(labels) else 1) + labels
 
 
 def has_signal_alone(baseline: Baseline, fallback: Baseline) -> bool:
