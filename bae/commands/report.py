@@ -25,7 +25,9 @@ def report(cfg: DictConfig) -> None:
     from bae.report.store import StoreError
 
     if cfg.table is None and cfg.figure is None:
-        raise cli.UserError("name what to report: table=1 (2, 3, 5, 6, 7), figure=1 (2, 4, training), or both")
+        raise cli.UserError(
+            "name what to report: table=1 (2, 3, 5, 6, 7, rivals), figure=1 (2, 3, 4, training), or both"
+        )
     table = None if cfg.table is None else load_spec("table", cfg.table)
     figure = None if cfg.figure is None else load_spec("figure", cfg.figure)
     finished = FinishedRuns(cfg.logger.tracking_uri, cfg.experiments, cfg.runs, cfg.models, cfg.resamples)

@@ -110,6 +110,34 @@ def test_latex(table):
     assert all(line.startswith("%") for line in lines[:3]) and lines[2].startswith("% missing: RLCR")
 
 
+def test_a_table_of_ours_has_its_own_metrics_and_aims(store):
+    """Two seeds of OCB reach ECE .10 after 20 and 40 steps of 8 completions; of two of GRPO one does."""
+    more = {"eval/val/aurc": 0.4, "eval/val/sem_by_prompt/aurc": 0.04}
+    settings = {"model": "tiny", "group_size": 4, "prompts_per_step": 2}
+    curves = {"ocb": [{10: 0.2, 20: 0.1, 30: 0.3}, {20: 0.2, 40: 0.05}], "grpo": [{10: 0.1}, {10: 0.11}]}
+    for method, seeds in curves.items():
+        for seed, curve in enumerate(seeds):
+            params = settings | {"method": method, "seed": seed}
+            run = store.run("rivals", params, metrics(0.5, 0.1) | more | {"val/ece": curve})
+            store.table(run, completions([True, False] * 4), "evaluation/val.parquet")
+    spec = SPEC | {
+        "experiments": ["rivals"],
+        "methods": {"OCB": {"method": "ocb"}, "GRPO": {"method": "grpo"}},
+        "sets": {"in distribution": ["val"]},
+        "metrics": {"accuracy": "acc", "ece": "ECE", "brier": "Brier", "aurc": "AURC"},
+        "aims": {"to_ece": {"label": "ECE ≤ .10 after", "metric": "val/ece", "at_most": 0.1}},
+    }
+    del spec["published"]
+    lines = to_markdown(make_table(spec, evidence(store))).splitlines()
+    assert lines[0] == "**Baselines**" and lines[2].startswith("| set | method | data<br>tiny, 2 seeds |")
+    ocb, grpo = (line.strip("| ").split(" | ") for line in lines if line.startswith("| in distribution"))
+    assert ocb[2:8] == [
+        "val", "50.00 ± 0.00", "0.1000 ± 0.0000", "0.2000 ± 0.0000", "0.4000 ± 0.0000", "240 ± 80",
+    ]  # fmt: skip
+    assert grpo[7] == "1 of 2 seeds" and grpo[8:] == ["1.000"] * 3
+    assert "- ECE ≤ .10 after: completions of training until held-out problems reach it" in lines
+
+
 def test_a_seed_without_auroc_leaves_the_table_whole(store):
     """AUROC has no value where all answers are right, or all wrong."""
     ocb = {"model": "tiny", "task": "arithmetic", "baseline": "ocb"}
