@@ -48,53 +48,62 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Completion:
-    """Hold one completion as objectives see it. Several answers or confidences of a format are counted from 0.
+class WrittenCompletion:
+    """Hold what the policy wrote, as it is known before the verifier has judged it.
 
     Attributes:
         problem: the problem that was answered.
         text: the decoded completion.
         sections: the sections that were read, in order, up to the place where the format broke.
         well_formed: K flags, one for each block.
-        verdicts: one for each `answer` section.
         confidences: the number in each `confidence` section that was begun; None if it is no number in [0, 1].
         length: number of tokens, with the end of sequence.
         truncated: whether the token limit came before the end of sequence.
         tokens: number of tokens of each block, by name; they add up to the length.
-        repeats: for each `answer` section, whether the verifier finds it equal to the first one.
     """
 
     problem: Problem
     text: str
     sections: tuple[Section, ...]
     well_formed: tuple[bool, ...]
-    verdicts: tuple[Verdict, ...]
     confidences: tuple[float | None, ...]
     length: int
     truncated: bool
     tokens: Mapping[str, int] = field(default_factory=dict)
-    repeats: tuple[bool, ...] = ()
 
     def answer(self, which: int = 0) -> str | None:
-        """Return the text of an answer, or None if the completion did not get there."""
+        """Return the text of an answer, or None if the completion did not get there. Answers are counted from 0."""
         answers = [section.content for section in self.sections if section.tag == ANSWER]
         return answers[which] if which < len(answers) else None
+
+    def stated(self, which: int = 0) -> float | None:
+        """Return a stated confidence, or None if there is none that can be read. They are counted from 0."""
+        return self.confidences[which] if which < len(self.confidences) else None
+
+    @property
+    def confidence(self) -> float | None:
+        return self.stated()
+
+
+@dataclass(frozen=True)
+class Completion(WrittenCompletion):
+    """Hold one completion as objectives see it: what the policy wrote, and what the verifier says of it.
+
+    Attributes:
+        verdicts: one for each `answer` section.
+        repeats: for each `answer` section, whether the verifier finds it equal to the first one.
+    """
+
+    verdicts: tuple[Verdict, ...] = field(kw_only=True)
+    repeats: tuple[bool, ...] = ()
 
     def is_correct(self, which: int = 0) -> bool:
         """Tell whether there is such an answer and the verifier accepts it."""
         return self.verdicts[which : which + 1] == (Verdict.CORRECT,)
 
-    def stated(self, which: int = 0) -> float | None:
-        """Return a stated confidence, or None if there is none that can be read."""
-        return self.confidences[which] if which < len(self.confidences) else None
-
     @property
     def correct(self) -> bool:
         return self.is_correct()
-
-    @property
-    def confidence(self) -> float | None:
-        return self.stated()
 
 
 @dataclass(frozen=True)
@@ -130,6 +139,7 @@ class Scored:
             masked because it is malformed. Where it is False the reward is 0 and enters no mean.
         malformed: (N, J) bool, whether the block was reached but is not in form, or held nothing to score.
         numbers: for each completion, where the tokens of each of its confidences lie, as far as they were begun.
+        unanswered: (N, J) bool, whether an async reward was asked and did not answer; None if nobody looked.
     """
 
     completions: list[Completion]
@@ -138,6 +148,7 @@ class Scored:
     present: Tensor
     malformed: Tensor
     numbers: Sequence[Sequence[Number]] = ()
+    unanswered: Tensor | None = None
 
 
 class ForwardResult(NamedTuple):
@@ -297,8 +308,15 @@ def concatenate(parts: Sequence[tuple[SampledTokens, Scored]], pad: int) -> tupl
             present=torch.cat([s.present for s in scored]),
             malformed=torch.cat([s.malformed for s in scored]),
             numbers=[numbers for s in scored for numbers in s.numbers],
+            unanswered=_joined([s.unanswered for s in scored]),
         ),
     )
+
+
+def _joined(columns: Sequence[Tensor | None]) -> Tensor | None:
+    """Join what every part has; None if a part lacks it."""
+    there = [x for x in columns if x is not None]
+    return torch.cat(there) if len(there) == len(columns) else None
 
 
 def rows_of(samples: SampledTokens, scored: Scored, rows: Tensor) -> tuple[SampledTokens, Scored]:

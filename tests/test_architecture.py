@@ -9,8 +9,8 @@ import pytest
 from tests.support import ROOT
 
 BAE = ROOT / "bae"
-ROOMS = ["errors", "text", "method", "batch", "seeds", "files", "signals", "objectives", "tasks", "integrations",
-         "training", "rollout", "demonstrations", "evaluation", "fidelity", "callbacks", "report",
+ROOMS = ["errors", "event_loop", "text", "method", "batch", "seeds", "files", "signals", "objectives", "tasks",
+         "integrations", "training", "rollout", "demonstrations", "evaluation", "fidelity", "callbacks", "report",
          "commands"]  # fmt: skip
 MODULES = sorted(BAE.rglob("*.py"))
 

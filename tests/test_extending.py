@@ -57,7 +57,7 @@ def study(tmp_path, monkeypatch):
 
 def completion(*sections, answer="12"):
     read = tuple(Section(tag, content) for tag, content in sections)
-    return Completion(Problem("p", "7+5=", answer), "", read, (True,), (), (), 0, False)
+    return Completion(Problem("p", "7+5=", answer), "", read, (True,), (), 0, False, verdicts=())
 
 
 def option(study, path):

@@ -61,7 +61,7 @@ def test_the_right_word_by_hand(blocks, question, word, reward):
     from my_blocks.rewards import right_word
 
     def read(*sections):
-        return Completion(Problem("p", question, "12"), "", sections, (True,), (), (), 0, False)
+        return Completion(Problem("p", question, "12"), "", sections, (True,), (), 0, False, verdicts=())
 
     assert right_word(read(Section("analysis", word))) == reward
     assert right_word(read()) is None

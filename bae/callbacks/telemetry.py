@@ -56,7 +56,8 @@ def completion_metrics(trainer: L.Trainer, scored: Scored, scorer: Scorer) -> di
     Returns:
         {name: value}. The metrics of further answers have the prefix `attempt_2/` and so on.
     """
-    completions, objectives = scored.completions, [objective.name for objective in scorer.objectives]
+    completions, unanswered = scored.completions, scored.unanswered
+    objectives = [objective.name for objective in scorer.objectives]
 
     def share(values: Sequence[float]) -> float:
         return gather(trainer, torch.tensor(values, dtype=torch.double)).mean().item()
@@ -71,6 +72,11 @@ def completion_metrics(trainer: L.Trainer, scored: Scored, scorer: Scorer) -> di
         **judged,
         **{f"reward/{name}": _mean(rewards[present[:, j], j]) for j, name in enumerate(objectives)},
         **{f"malformed/{name}": malformed[:, j].float().mean().item() for j, name in enumerate(objectives)},
+        **{
+            f"unanswered/{objective.name}": share(unanswered[:, j].tolist())
+            for j, objective in enumerate(scorer.objectives)
+            if objective.is_async and unanswered is not None
+        },
         "malformed": malformed.any(1).float().mean().item(),
         "truncated": share([c.truncated for c in completions]),
         "length": share([c.length for c in completions]),

@@ -15,7 +15,7 @@ LOW = (
     "timeout",
 )
 HIGH = ("accuracy", "auroc", "resolution", "accuracy_at_half", "coverage")
-LOW_FAMILIES = ("malformed/",)
+LOW_FAMILIES = ("malformed/", "unanswered/")
 HIGH_FAMILIES = ("reward/", "scaling/")
 
 

@@ -5,28 +5,35 @@ scoring.py (from sampled tokens to rewards), values.py (how a user's function is
 sees of the rewards), outcomes.py (what baselines condition on) and refining.py (baselines that are finished in the
 training pass).
 
-A reward function is any callable (Completion, …) -> float | None. None means "nothing here to score". A group reward is
-any callable ([Completion, …]) -> [float | None, …] on all completions of one problem. A scoring rule is any callable
-(q, c, …) on tensors: the reward of stating the confidence q where an answer is right (c = 1) or not (c = 0). With a
-scoring rule it is also known what another number, or the other outcome, would have earned, and baselines can use that.
+A reward function is any callable (Completion, …) -> float | None. None means "nothing here to score". An async one is
+given what is known before the verifier has judged (WrittenCompletion), and may wait for others, such as a judge, while
+more completions are being sampled (async_rewards.py). A group reward is any callable ([Completion, …]) ->
+[float | None, …] on all completions of one problem. A scoring rule is any callable (q, c, …) on tensors: the reward of
+stating the confidence q where an answer is right (c = 1) or not (c = 0). With a scoring rule it is also known what
+another number, or the other outcome, would have earned, and baselines can use that.
 Yaml names any of them by `_target_`, so a user's own needs no change here.
 """
 
+import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from bae.batch import Completion
+from bae.batch import Completion, WrittenCompletion
 from bae.errors import UserError
 from bae.text.blocks import ANSWER, CONFIDENCE, Block, tags_named
 
 Reward = Callable[[Completion], float | None]
+AsyncReward = Callable[[WrittenCompletion], Awaitable[float | None]]
 GroupReward = Callable[[Sequence[Completion]], Sequence[float | None]]
 Score = Callable[[Tensor, Tensor], Tensor]
+
+Unanswered = Literal["mask", "zero", "penalise", "fail"]
 
 GRID = 1001
 """Confidences, evenly spaced from 0 to 1, at which the lowest value of a scoring rule is looked for."""
@@ -41,14 +48,18 @@ class Objective:
         block: the block whose tokens it moves.
         worst: the lowest reward there is, which `malformed: penalise` gives. With a score it may be left out: it is
             then the lowest value of the score.
-        reward: the reward function; or else
+        reward: the reward function, or an async one; or else
         score: the scoring rule of a stated number; or else
         group_reward: the reward function of all completions of one problem, which gives one reward for each.
         weight: the factor of its advantage, if several objectives share a block.
         given: the objective of an earlier block whose reward is the outcome that a conditioned baseline conditions on,
             or several such objectives. None for the first block.
         timeout: seconds that one call of the reward or the score may take; None for no limit. Then the run stops, with
-            an error that names the objective. See bae.objectives.time_limit.
+            an error that names the objective. See bae.objectives.time_limit. A call of an async reward is given up
+            instead, and is unanswered.
+        unanswered: what an async reward that did not answer in time gives. `mask` gives no reward, no gradient and no
+            place in any mean, `zero` the reward 0, `penalise` the worst reward; `fail` stops the run.
+        at_once: calls of an async reward that run at a time.
         number, answer: which `confidence` section states the number, and which `answer` it is about. Both count from
             0, for formats that have several.
 
@@ -61,7 +72,7 @@ class Objective:
     name: str
     block: str
     worst: float | None = None
-    reward: Reward | None = None
+    reward: Reward | AsyncReward | None = None
     score: Score | None = None
     group_reward: GroupReward | None = None
     weight: float = 1.0
@@ -69,6 +80,8 @@ class Objective:
     number: int = 0
     answer: int = 0
     timeout: float | None = 60.0
+    unanswered: Unanswered = "mask"
+    at_once: int = 256
 
     def __post_init__(self) -> None:
         where = self.key
@@ -78,6 +91,11 @@ class Objective:
             raise ValueError(f"{where}.weight={self.weight}: must be 0 or more, and finite")
         if self.worst is not None and not math.isfinite(self.worst):
             raise ValueError(f"{where}.worst={self.worst}: must be finite")
+        if self.unanswered not in get_args(Unanswered):
+            known = ", ".join(get_args(Unanswered))
+            raise ValueError(f"{where}.unanswered={self.unanswered}: no such policy; there are {known}")
+        if self.at_once < 1:
+            raise ValueError(f"{where}.at_once={self.at_once}: must be 1 or more")
         if self.score is None:
             return
         lowest = lowest_score(where, self.score)
@@ -93,6 +111,14 @@ class Objective:
     def key(self) -> str:
         """Return its key in the configuration, for messages."""
         return f"objectives.rewards.{self.name}"
+
+    @property
+    def is_async(self) -> bool:
+        """Tell whether the reward is an async function, or an object that is called as one."""
+        function: Any = self.reward
+        while isinstance(function, partial):
+            function = function.func
+        return any(map(inspect.iscoroutinefunction, (function, getattr(function, "__call__", None))))  # noqa: B004
 
     @property
     def givens(self) -> tuple[str, ...]:

@@ -10,9 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bae.batch import Completion, Problem, SampledTokens, Scored
+from bae.batch import Completion, Problem, SampledTokens, Scored, WrittenCompletion
 from bae.errors import UserError
 from bae.objectives import Objective, check_objectives
+from bae.objectives.async_rewards import AsyncRewards
 from bae.objectives.values import reward_values
 from bae.text.blocks import ANSWER, CONFIDENCE, Block, Malformed, Section, check_malformed, tags_named
 from bae.text.number import Number
@@ -85,31 +86,43 @@ class Scorer:
 
     @contextmanager
     def begin(self, problems: Sequence[Problem]) -> Iterator["Scoring"]:
-        """Score completions that come in one by one. An error in the body drops the checks that are under way."""
+        """Score completions that come in one by one. An error in the body drops what is under way."""
+        scoring = Scoring(self, problems)
         try:
-            yield Scoring(self, problems)
+            yield scoring
         except BaseException:
             self.verifier.close()
+            scoring.calls.close()
             raise
 
     def reward(
-        self, completions: Sequence[Completion], block_of: Tensor, numbers: Sequence[Sequence[Number]]
+        self,
+        completions: Sequence[Completion],
+        block_of: Tensor,
+        numbers: Sequence[Sequence[Number]],
+        calls: AsyncRewards,
     ) -> Scored:
-        """Reward completions that have their verdicts. block_of, numbers: as in Scored."""
+        """Reward completions that have their verdicts. block_of, numbers: as in Scored; calls: of async rewards."""
         answers = [_answers(c.sections) for c in completions]
         if any(len(mine) > 1 for mine in answers):
             completions = self._with_repeats(completions, answers)
         shape = (len(completions), len(self.objectives))
         rewards, present, malformed = torch.zeros(shape), torch.zeros(shape).bool(), torch.zeros(shape).bool()
+        unanswered = torch.zeros(shape).bool()
         for j, (objective, k) in enumerate(zip(self.objectives, self.block_of_objective, strict=True)):
             reached = (block_of == k).any(1)
-            values = reward_values(objective, completions)
+            if objective.is_async:
+                values, unanswered[:, j] = calls.values(j, completions)
+            else:
+                values = reward_values(objective, completions)
             values[~torch.tensor([c.well_formed[k] for c in completions], dtype=torch.bool)] = torch.nan
             self._warn_of_worst(j, values)
-            malformed[:, j] = reached & values.isnan()
-            present[:, j] = reached & ~(malformed[:, j] & (self.malformed[j] == "mask"))
+            nothing = values.isnan()
+            malformed[:, j] = reached & nothing & ~unanswered[:, j]
+            masked = malformed[:, j] & (self.malformed[j] == "mask") | unanswered[:, j] & nothing
+            present[:, j] = reached & ~masked
             rewards[:, j] = torch.where(malformed[:, j], self.malformed_reward(j), values).where(present[:, j], 0.0)
-        return Scored(list(completions), block_of, rewards, present, malformed, numbers)
+        return Scored(list(completions), block_of, rewards, present, malformed, numbers, unanswered)
 
     def _warn_of_worst(self, j: int, values: Tensor) -> None:
         """Warn if a completion in form earned less than a malformed one does; values: (N,), NaN for malformed ones."""
@@ -151,13 +164,14 @@ class _Read(NamedTuple):
     ids: list[int]
     ended: bool
     located: Located
+    written: WrittenCompletion
 
 
 class Scoring:
     """Score one batch while it is being sampled.
 
-    A completion that is added is read, and its answers go to the verifier. That saves waiting later. The scores depend
-    only on what `finish` is given.
+    A completion that is added is read, its answers go to the verifier, and async rewards are asked. That saves waiting
+    later. The scores depend only on what `finish` is given.
 
     Args:
         scorer: the format and the objectives.
@@ -169,6 +183,7 @@ class Scoring:
         self._read: dict[int, _Read] = {}
         # By pair: samples of one problem often agree, and those of one prefix always do.
         self._verdicts: dict[Pair, Pending] = {}
+        self.calls = AsyncRewards(scorer.objectives, scorer.block_of_objective)
 
     def add(self, n: int, ids: Sequence[int], ended: bool) -> None:
         """Read completion n and begin to verify it, without waiting. ids: with the end of sequence, if it `ended`."""
@@ -176,7 +191,9 @@ class Scoring:
         if n in self._read and self._read[n][:2] == (ids, ended):
             return
         located = locate_blocks(ids[: len(ids) - ended], self._scorer.vocabulary, self._scorer.blocks, ended)
-        self._read[n] = _Read(ids, ended, located)
+        written = self._written(self._problems[n], len(ids), ended, located)
+        self._read[n] = _Read(ids, ended, located, written)
+        self.calls.begin(written)
         for answer in _answers(located.spans.sections):
             pair = answer, self._problems[n].reference
             if pair not in self._verdicts:
@@ -192,27 +209,26 @@ class Scoring:
         block_of = torch.full(samples.completion_ids.shape, -1)
         completions = []
         for n, problem in enumerate(self._problems):
-            length = len(self._read[n].ids)
-            positions = self._read[n].located.block_of[:length]
-            block_of[n, :length] = torch.tensor(positions)
-            completions.append(self._completion(problem, self._read[n], Counter(positions)))
+            read = self._read[n]
+            block_of[n, : len(read.ids)] = torch.tensor(read.located.block_of[: len(read.ids)])
+            with _naming(problem):
+                answers = _answers(read.written.sections)
+                verdicts = tuple(self._verdicts[answer, problem.reference]()[0] for answer in answers)
+            completions.append(Completion(**vars(read.written), verdicts=verdicts))
         numbers = [self._read[n].located.numbers for n in range(len(completions))]
-        return self._scorer.reward(completions, block_of, numbers)
+        return self._scorer.reward(completions, block_of, numbers, self.calls)
 
-    def _completion(self, problem: Problem, read: _Read, tokens: Counter[int]) -> Completion:
-        """Make the record of a completion; tokens: the number of tokens of each block."""
-        spans = read.located.spans
-        with _naming(problem):
-            verdicts = tuple(self._verdicts[answer, problem.reference]()[0] for answer in _answers(spans.sections))
-        return Completion(
+    def _written(self, problem: Problem, length: int, ended: bool, located: Located) -> WrittenCompletion:
+        """Make the record of a completion of `length` tokens, as far as it is known without verdicts."""
+        tokens = Counter(located.block_of[:length])
+        return WrittenCompletion(
             problem=problem,
-            text=read.located.text,
-            sections=spans.sections,
-            well_formed=spans.well_formed,
-            verdicts=verdicts,
-            confidences=tuple(number.value for number in read.located.numbers),
-            length=len(read.ids),
-            truncated=not read.ended,
+            text=located.text,
+            sections=located.spans.sections,
+            well_formed=located.spans.well_formed,
+            confidences=tuple(number.value for number in located.numbers),
+            length=length,
+            truncated=not ended,
             tokens={block.name: tokens[k] for k, block in enumerate(self._scorer.blocks)},
         )
 

@@ -4,14 +4,14 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from numbers import Real
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from bae.batch import Completion, Problem
+from bae.batch import Completion, Problem, WrittenCompletion
 from bae.errors import UserError
-from bae.objectives import Objective, check_score
+from bae.objectives import Objective, Reward, check_score
 from bae.objectives.time_limit import Clock, TimeUp, time_limit
 
 SHOWN = 200
@@ -32,19 +32,19 @@ def reward_values(objective: Objective, completions: Sequence[Completion]) -> Te
         if objective.group_reward is not None:
             return _group_rewards(objective, completions, clock)
         if objective.score is None:
-            assert objective.reward is not None  # check_objectives
+            ask = cast(Reward, objective.reward)  # it has one, check_objectives; async ones are asked elsewhere
             rewards = []
             for completion in completions:
                 clock.begin(completion)
-                reward = objective.reward(completion)
+                reward = ask(completion)
                 is_plain = type(reward) is float and reward == reward  # nearly all are; this is for speed
-                rewards.append(reward if is_plain else _as_number(objective.key, completion, reward))
+                rewards.append(reward if is_plain else as_number(objective.key, completion, reward))
             return torch.tensor(rewards)
         q = stated_confidences(completions, objective.number)
         values = objective.score(q, correct_flags(completions, objective.answer))
     check_score(objective.key, values, q.shape)
     for n in (values.isnan() & ~q.isnan()).nonzero().flatten().tolist():
-        raise UserError(f"{objective.key}.score gave nan for the confidence {q[n]:g} of {_shown(completions[n])}")
+        raise UserError(f"{objective.key}.score gave nan for the confidence {q[n]:g} of {shown(completions[n])}")
     # A score may make a number of NaN, by a comparison or a clamp.
     return torch.where(q.isnan(), torch.nan, values)
 
@@ -70,7 +70,7 @@ def _group_rewards(objective: Objective, completions: Sequence[Completion], cloc
                 f"{objective.key}.group_reward gave {gave} for the {len(group)} completions of problem "
                 f"{group[0].problem.id}; it must give one number, or None, for each"
             )
-        numbers = [_as_number(objective.key, c, r, "group_reward") for c, r in zip(group, given, strict=True)]
+        numbers = [as_number(objective.key, c, r, "group_reward") for c, r in zip(group, given, strict=True)]
         rewards[torch.tensor(rows)] = torch.tensor(numbers)
     return rewards
 
@@ -95,15 +95,15 @@ def _guarded(objective: Objective) -> Iterator[Clock]:
             yield clock
     except TimeUp as error:
         raise UserError(
-            f"{objective.key} did not return within {objective.timeout:g} seconds for {_shown(clock.call)}; mend the "
+            f"{objective.key} did not return within {objective.timeout:g} seconds for {shown(clock.call)}; mend the "
             f"function, or set {objective.key}.timeout to more seconds"
         ) from error
     except Exception as error:
-        error.add_note(f"in {objective.key}, for {_shown(clock.call)}")
+        error.add_note(f"in {objective.key}, for {shown(clock.call)}")
         raise
 
 
-def _as_number(key: str, completion: Completion, reward: Any, function: str = "reward") -> float:
+def as_number(key: str, completion: WrittenCompletion, reward: Any, function: str = "reward") -> float:
     """Return a reward as a float, NaN for None. Raises UserError for NaN, and for what is not one real number."""
     if reward is None:
         return math.nan
@@ -111,13 +111,11 @@ def _as_number(key: str, completion: Completion, reward: Any, function: str = "r
         reward = reward.item()  # a scalar of torch or NumPy
     if not isinstance(reward, Real):
         raise UserError(
-            f"{key}.{function} gave {_kind(reward)} for {_shown(completion)}; it must give one number, or None where "
+            f"{key}.{function} gave {_kind(reward)} for {shown(completion)}; it must give one number, or None where "
             "there is nothing to score"
         )
     if math.isnan(reward):
-        raise UserError(
-            f"{key}.{function} gave nan for {_shown(completion)}; give None where there is nothing to score"
-        )
+        raise UserError(f"{key}.{function} gave nan for {shown(completion)}; give None where there is nothing to score")
     return float(reward)
 
 
@@ -127,7 +125,7 @@ def _kind(value: Any) -> str:
     return f"a {type(value).__name__}" + ("" if shape is None else f" of shape {tuple(shape)}")
 
 
-def _shown(completion: Completion | None) -> str:
+def shown(completion: WrittenCompletion | None) -> str:
     """Return a completion in a few words; None for a function of the whole batch."""
     if completion is None:
         return "the confidences of a batch"

@@ -5,12 +5,12 @@ with the names of the columns that it reads and the text of the prompt.
 """
 
 import random
-import re
 import string
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, overload
 
 from bae.tasks.tables import Row, Rows, cell
+from bae.text.templates import filled
 
 AddColumns = Callable[[Row], Row]
 """Return the columns to add to a row. Raises ValueError for a row of which they cannot be made."""
@@ -122,7 +122,7 @@ def _filled(prompt: str, **values: str) -> str:
             raise ValueError(
                 f"task.add_columns.prompt has no {{{name}}}, so the policy would never see it; write it there"
             )
-    return re.sub(r"\{(\w+)\}", lambda mark: values.get(mark[1], mark[0]), prompt)
+    return filled(prompt, values)
 
 
 def _listed(options: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from bae.text.direct import check_reference
 from bae.text.short_answers import normalised
 from bae.text.verdict import Verdict
 from bae.text.verifier import Verifier
@@ -31,8 +32,7 @@ class AbstentionVerifier:
     def submit(self, pairs: Sequence[Pair]) -> Pending:
         """Begin to check (answer, reference) pairs, without waiting. Raises ValueError for a bad reference."""
         for _, reference in pairs:
-            if why := self.fault(reference):
-                raise ValueError(f"the reference {reference!r} cannot be read: {why}")
+            check_reference(self, reference)
         abstains = [self._abstains(answer) for answer, _ in pairs]
         pending = self.verifier.submit([pair for pair, is_none in zip(pairs, abstains, strict=True) if not is_none])
 

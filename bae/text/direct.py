@@ -2,9 +2,23 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Protocol
 
 from bae.text.verdict import Verdict
 from bae.text.workers import Pair, Pending
+
+
+class Faultfinder(Protocol):
+    """Know what cannot be a reference. Every verifier does."""
+
+    def fault(self, reference: str) -> str | None:
+        """Return why a text cannot be a reference; None if it can be one."""
+
+
+def check_reference(verifier: Faultfinder, reference: str) -> None:
+    """Refuse a bad reference. Raises ValueError with the reason."""
+    if why := verifier.fault(reference):
+        raise ValueError(f"the reference {reference!r} cannot be read: {why}")
 
 
 class DirectVerifier(ABC):
@@ -54,8 +68,7 @@ class DirectVerifier(ABC):
 
     def _verdict(self, answer: str, reference: str) -> Verdict:
         """Check one pair. Raises ValueError for a bad reference."""
-        if why := self.fault(reference):
-            raise ValueError(f"the reference {reference!r} cannot be read: {why}")
+        check_reference(self, reference)
         if not answer or len(answer) > self.max_chars:
             return Verdict.UNPARSEABLE
         return self.compare(answer, reference)

@@ -12,7 +12,9 @@ from bae.text.verdict import Verdict
 def completion(prompt, answer, verdict, confidence):
     sections = (Section("reasoning", "…"), Section("answer", answer)) if answer else ()
     verdicts = (verdict,) if verdict else ()
-    return Completion(Problem(prompt, "2+3=", "5"), "…", sections, (True, True), verdicts, (confidence,), 7, False)
+    return Completion(
+        Problem(prompt, "2+3=", "5"), "…", sections, (True, True), (confidence,), 7, False, verdicts=verdicts
+    )
 
 
 def test_a_row_for_each_completion():

@@ -1,8 +1,10 @@
 """Formats of more than two blocks, of two attempts, and of two numbers, from the scorer to what is reported."""
 
+import itertools
 import json
 import math
 import tempfile
+import time
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -44,6 +46,7 @@ from tests.callbacks.test_dynamic_sampling import Written, alone
 from tests.fidelity.test_continuations import TASK
 from tests.objectives.test_scoring import score
 from tests.support import call, runs
+from tests.support.judge_server import judge_server
 from tests.support.updates import make_update
 
 test_time_scaling.__test__ = False  # it only sounds like a test
@@ -626,6 +629,28 @@ def test_a_run_of_two_attempts(outputs):
     assert table["answer_2"].notna().any() and len(table) == 16
     assert metrics["eval/val/accuracy"] == table["correct"].mean()
     assert metrics["eval/val/attempt_2/accuracy"] == table["correct_2"].mean()
+
+
+def test_a_run_with_a_judge_that_is_slow_for_a_fifth(outputs):
+    """Such a step takes the time limit longer, and no more, because all wait at the same time."""
+    limit, number = 2.0, itertools.count()
+
+    def reply(message):
+        time.sleep(4 * limit * (next(number) % 5 == 0))
+        return f"Its steps follow. Score: {len(message) % 11}"
+
+    with judge_server(reply) as server:
+        judge = "objectives.rewards.judged.reward.judge"
+        options = ["objectives=judged", f"{judge}.url={server.url}", f"{judge}.model=m", "group_size=16",
+                   f"objectives.rewards.judged.timeout={limit}", "callbacks.evaluation.splits=[]"]  # fmt: skip
+        run = trained(outputs, *options)
+    metrics, folder = run.data.metrics, Path(run.data.tags["output_folder"])
+    check_run(run, ("correctness", "judged", "confidence_brier"))
+    assert 0.1 < metrics["train/unanswered/judged"] < 0.3 and metrics["train/malformed/judged"] < 0.1
+    assert "val/unanswered/judged" in metrics and "train/unanswered/correctness" not in metrics
+    assert limit / 2 < metrics["time/reward"] < limit + 1
+    replies = [json.loads(line) for line in (folder / "judge.jsonl").read_text().splitlines()]
+    assert replies and {"question", "reasoning", "reply", "score"} <= replies[0].keys()
 
 
 @pytest.mark.slow

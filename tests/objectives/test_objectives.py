@@ -35,8 +35,8 @@ WORDS = {"right": Verdict.CORRECT, "wrong": Verdict.WRONG, "unreadable": Verdict
 def completion(verdicts=("right",), repeats=(), confidences=(0.9,), well_formed=(True, True), length=9, tokens=None):
     """One that no policy wrote; answers are numbered."""
     sections = tuple(Section("answer", str(n)) for n in range(len(verdicts)))
-    return Completion(Problem("p", "2+3=", "5"), "", sections, well_formed, tuple(WORDS[word] for word in verdicts),
-                      confidences, length, False, tokens or {}, repeats)  # fmt: skip
+    return Completion(Problem("p", "2+3=", "5"), "", sections, well_formed, confidences, length, False,
+                      tokens or {}, repeats, verdicts=tuple(WORDS[word] for word in verdicts))  # fmt: skip
 
 
 # Scoring rules.

@@ -13,7 +13,7 @@ from bae.text.verdict import Verdict
 def completion(answer, word=Verdict.CORRECT):
     sections = () if answer is None else (Section("answer", answer),)
     verdicts = () if answer is None else (word,)
-    return Completion(Problem("p", "1+1=", "2"), "", sections, (True,), verdicts, (0.5,), 9, False)
+    return Completion(Problem("p", "1+1=", "2"), "", sections, (True,), (0.5,), 9, False, verdicts=verdicts)
 
 
 COMPLETIONS = [completion("2"), completion("12", Verdict.WRONG), completion("x", Verdict.UNPARSEABLE), completion(None)]

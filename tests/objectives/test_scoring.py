@@ -1,5 +1,6 @@
 """From sampled ids to rewards, and what malformed output earns."""
 
+import asyncio
 import math
 import multiprocessing
 import time
@@ -356,3 +357,37 @@ def test_a_worst_that_is_not_the_lowest_reward_is_warned_of():
 def test_numbers_of_an_objective_that_cannot_work(changes):
     with pytest.raises(ValueError, match=r"objectives.rewards.correctness.(weight|worst)="):
         replace(OBJECTIVES[0], **changes)
+
+
+async def slow(completion):
+    """Answer about right answers alone."""
+    await asyncio.sleep(60 * (completion.answer() != "5"))
+    return 0.5
+
+
+def test_an_async_reward_that_does_not_answer_is_masked():
+    objectives = [*OBJECTIVES, Objective("slow", "solution", worst=-1.0, reward=slow, timeout=0.3)]
+    scored = score([RIGHT + SURE, WRONG + SURE, "<reasoning>5"], objectives=objectives)
+    assert scored.rewards[:, 2].tolist() == [0.5, 0.0, -1.0]
+    assert scored.present[:, 2].tolist() == [True, False, True]
+    assert scored.malformed[:, 2].tolist() == [False, False, True]  # the verifier has nothing to do with it
+    assert scored.unanswered[:, 2].tolist() == [False, True, False] and not scored.unanswered[:, :2].any()
+
+
+def test_async_rewards_are_asked_while_others_are_sampled():
+    begun = []
+
+    async def noted(completion):
+        begun.append(completion.text)
+        return 1.0
+
+    objectives = [*OBJECTIVES, Objective("slow", "solution", worst=-1.0, reward=noted)]
+    scorer = Scorer(BLOCKS, objectives, IntegerVerifier(), token_bytes(TOKENIZER))
+    with scorer.begin([Problem("p", "2+3=", "5")] * 2) as scoring:
+        scoring.add(0, rows_of([RIGHT + SURE])[0], ended=True)
+        for _ in range(100):
+            time.sleep(0.01 * (not begun))
+        assert begun == [RIGHT + SURE]  # and completion 1 is not there yet
+        rows = rows_of([RIGHT + SURE, WRONG + SURE])
+        assert scoring.finish(samples_of(rows, True)).rewards[:, 2].tolist() == [1.0, 1.0]
+    assert begun == [RIGHT + SURE, WRONG + SURE]

@@ -27,7 +27,7 @@ from tests.support import ROOT
 
 def completion(text="12", confidence=0.9, number=7):
     problem = Problem(f"train/{number}", "5+7=", "12")
-    return Completion(problem, text, (), (True,), (Verdict.CORRECT,), (confidence,), 3, False)
+    return Completion(problem, text, (), (True,), (confidence,), 3, False, verdicts=(Verdict.CORRECT,))
 
 
 def rewarded(reward, completions=None, **options):
