@@ -88,7 +88,8 @@ def fit(
     from bae.callbacks.stopping import StopAtStepEnd
 
     with StopSignals() as signals, ExitStack() as held:
-        print(f"{program()} {cfg.name}: loading the model, the task and MLflow", flush=True)
+        what = f"resume={cfg.resume}" if cfg.resume else cfg.name  # a resumed run has another name than this call
+        print(f"{program()} {what}: loading the model, the task and MLflow", flush=True)
         with cli.user_errors():
             beginning = begin(cfg, check, held)
             if beginning is None:

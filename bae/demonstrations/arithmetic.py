@@ -4,33 +4,48 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 from bae.batch import Problem
 from bae.demonstrations.pieces import Confidences, Piece
+from bae.text.blocks import CONFIDENCE, make_blocks
 
 WORDS = ("short", "long")
 """What an analysis may say: that there are numbers of one digit alone, or longer ones."""
 
 
 class SolutionConfidence:
-    """Write running totals, the right answer, a look at the problem, and a confidence that knows nothing of it.
+    """Write the sections of a format, in order: running totals (`reasoning`), the right answer, a look at the problem
+    (`analysis`), and a confidence that knows nothing of it.
 
     Args:
+        blocks: the format, as in `objectives.blocks`. It need not have all of these sections.
         confidences: what may be stated, and how often (weights), whatever the problem.
+
+    Raises:
+        ValueError: for a section of another name, and for confidences that cannot be used.
     """
 
-    def __init__(self, confidences: Mapping[str, float]) -> None:
+    def __init__(self, blocks: Mapping[str, Any], confidences: Mapping[str, float]) -> None:
+        self.tags = [tags for block in make_blocks(blocks) for tags in block.tags]
         self.confidences = Confidences(confidences)
+        known = ("reasoning", "answer", "analysis", CONFIDENCE)
+        for tags in self.tags:
+            if tags.name not in known:
+                raise ValueError(
+                    f"demonstrations: the format has a section {tags.name!r}, for which nothing is written here; known "
+                    f"are {', '.join(known)}"
+                )
 
     def __call__(self, problem: Problem, rng: random.Random) -> list[Piece]:
         terms = read_terms(problem.question)
-        word = WORDS[any(abs(term) > 9 for term in terms)]
-        return [
-            _section("reasoning", _spaced(running_totals(terms))),
-            _section("answer", problem.answer),
-            _section("analysis", word),
-            _section("confidence", self.confidences.draw(rng)),
-        ]
+        contents = {
+            "reasoning": _spaced(running_totals(terms)),
+            "answer": problem.answer,
+            "analysis": WORDS[any(abs(term) > 9 for term in terms)],
+            CONFIDENCE: self.confidences.draw(rng),
+        }
+        return [Piece(f"{tags.opening}{contents[tags.name]}{tags.closing}") for tags in self.tags]
 
 
 @dataclass(frozen=True)

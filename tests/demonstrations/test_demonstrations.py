@@ -35,13 +35,21 @@ def learnt(shown, row, tokenizer):
 
 
 def test_one_attempt_and_a_confidence_from_nowhere():
-    pieces = SolutionConfidence({"0.25": 1, "0.75": 0})(PROBLEM, random.Random(0))
+    pieces = SolutionConfidence(FORMAT, {"0.25": 1, "0.75": 0})(PROBLEM, random.Random(0))
     assert text_of(pieces) == (
         "<reasoning>45 -107</reasoning><answer>-107</answer><analysis>long</analysis><confidence>0.25</confidence>"
     )
     assert all(piece.learn for piece in pieces)
-    short = SolutionConfidence(CONFIDENCES)(Problem("x", "9-8=", "1"), random.Random(0))
+    short = SolutionConfidence(FORMAT, CONFIDENCES)(Problem("x", "9-8=", "1"), random.Random(0))
     assert "<analysis>short</analysis>" in text_of(short)
+
+
+def test_a_demonstration_has_the_sections_of_the_format():
+    lines = {"solution": [{"name": "answer", "opening": "=", "closing": "\n"}], "confidence": ["confidence"]}
+    pieces = SolutionConfidence(lines, {"0.25": 1})(PROBLEM, random.Random(0))
+    assert text_of(pieces) == "=-107\n<confidence>0.25</confidence>" and is_in_form(pieces, make_blocks(lines))
+    with pytest.raises(ValueError, match="a section 'thinking', for which nothing is written"):
+        SolutionConfidence({"solution": ["thinking", "answer"]}, {"0.25": 1})
 
 
 def test_two_attempts_are_worked_out_from_both_ends():

@@ -16,9 +16,11 @@ from bae.objectives.brier import brier
 from bae.objectives.combined import scored, weighted_sum
 from bae.objectives.correctness import correctness
 from bae.objectives.form import brevity, in_format
+from bae.objectives.likelihood import inverse_success
 from bae.objectives.scoring import Scorer
 from bae.objectives.second_attempt import second_attempt
 from bae.objectives.spherical import spherical
+from bae.objectives.truthful import truthful
 from bae.text.blocks import Section, make_blocks
 from bae.text.tokens import token_bytes
 from bae.text.verdict import Verdict
@@ -29,7 +31,8 @@ EPSILON = 1e-3
 RULES = {"brier": brier, "bce": partial(bce, epsilon=EPSILON), "spherical": spherical}
 RANGES = {"brier": (-1.0, 0.0), "bce": (math.log(EPSILON), 0.0), "spherical": (0.0, 1.0)}
 every_rule = pytest.mark.parametrize("name", RULES)
-WORDS = {"right": Verdict.CORRECT, "wrong": Verdict.WRONG, "unreadable": Verdict.UNPARSEABLE, "late": Verdict.TIMEOUT}
+WORDS = {"right": Verdict.CORRECT, "wrong": Verdict.WRONG, "unreadable": Verdict.UNPARSEABLE, "late": Verdict.TIMEOUT,
+         "abstained": Verdict.ABSTAINED}  # fmt: skip
 
 
 def completion(verdicts=("right",), repeats=(), confidences=(0.9,), well_formed=(True, True), length=9, tokens=None):
@@ -380,3 +383,21 @@ def test_a_scorer_refuses_what_does_not_fit():
 def test_a_block_that_is_not_there_is_no_silent_zero():
     with pytest.raises(ValueError, match="block=solutoin: no such block; there are solution"):
         brevity(completion(tokens={"solution": 5}), 3, 9, block="solutoin")
+
+
+# Rewards that other methods are known for.
+
+
+@pytest.mark.parametrize(
+    ("word", "reward"), [("right", 1.0), ("wrong", -1.0), ("unreadable", -1.0), ("abstained", 0.0), (None, None)]
+)
+def test_the_truthful_reward_pays_for_abstaining(word, reward):
+    assert truthful(completion(() if word is None else (word,))) == reward
+
+
+def test_right_answers_count_more_where_they_are_rare():
+    """With the group mean as baseline the advantages are (c - m) / m."""
+    group = [completion(("right",)), completion(("wrong",)), completion(()), completion(("wrong",))]
+    assert inverse_success(group) == [4.0, 0.0, None, 0.0]
+    assert inverse_success(group[:2]) == [2.0, 0.0]
+    assert inverse_success(group[1:]) == [0.0, None, 0.0]
