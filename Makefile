@@ -83,6 +83,10 @@ optuna: $(VENV)/.optuna ## Install Optuna, for hydra/sweeper=optuna
 .PHONY: vllm
 vllm: $(VENV)/.vllm ## Install the CPU build of vLLM; on a GPU: pip install vllm
 
+.PHONY: bubblewrap
+bubblewrap: ## Install the sandbox of verifier=program from Debian's packages, as root, where it is missing
+	@command -v bwrap > /dev/null || apt-get install --yes --quiet --no-install-recommends bubblewrap
+
 .PHONY: audit
 audit: $(VENV)/.audit ## Look for known vulnerabilities in all locked packages
 	@BIN=$(BIN) requirements/audit.sh
