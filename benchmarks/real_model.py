@@ -23,14 +23,9 @@ import pandas
 from common import append, machine
 
 ROOT = Path(__file__).parent.parent
-METHODS = {
-    "ocb": ["method=ocb"],
+METHODS = {  # RLCR's scalar has objectives, and so a format, of its own; the others have those of the experiment
     "rlcr": ["method=rlcr"],
-    "group_mean": ["method=group_mean"],
-    "none": ["method=none"],
-    "batch_mean": ["method=batch_mean"],
-    "ocb_loo": ["baseline=ocb_loo"],
-    "all_action": ["baseline=all_action"],
+    **{name: [f"baseline={name}"] for name in ("ocb", "group_mean", "none", "batch_mean", "ocb_loo", "all_action")},
 }
 METRICS = ("accuracy", "ece", "auroc", "brier", "confidence", "coverage")
 CURVES = ("accuracy", "ece", "auroc", "brier", "confidence", "malformed")

@@ -76,7 +76,7 @@ class AsyncRewards:
                 values[n] = as_number(objective.key, completion, call.result())
             elif isinstance(error, (NoAnswer, TimeoutError)):
                 unanswered[n] = True
-                why = str(error) or f"no answer within {objective.timeout:g} seconds"
+                why = str(error) or "it took too long"
             else:
                 error.add_note(f"in {objective.key}, for {shown(completion)}")
                 raise error
