@@ -23,8 +23,8 @@ import pandas
 from common import append, machine
 
 ROOT = Path(__file__).parent.parent
-METHODS = {  # RLCR's scalar has objectives, and so a format, of its own; the others have those of the experiment
-    "rlcr": ["method=rlcr"],
+METHODS = {  # RLCR's scalar has objectives of its own; the others have those of the experiment
+    "rlcr": ["method=rlcr"],  # or, where there is one, the experiment real/NAME_rlcr
     **{name: [f"baseline={name}"] for name in ("ocb", "group_mean", "none", "batch_mean", "ocb_loo", "all_action")},
 }
 METRICS = ("accuracy", "ece", "auroc", "brier", "confidence", "coverage")
@@ -64,8 +64,11 @@ class Study:
         if any((folder / "checkpoints").glob("step_*.ckpt")):
             arguments = [f"resume={folder}"]
         else:
-            arguments = [f"experiment={experiment}/{self.name}", f"seed={seed}", f"hydra.run.dir={folder}"]
-            arguments += self.overrides if is_warm_start else [*METHODS[method], *self.overrides]
+            own = f"{experiment}/{self.name}_{method}"  # where a method has another format
+            has_own = (ROOT / "conf" / "experiment" / f"{own}.yaml").is_file()
+            chosen = [] if is_warm_start or has_own else METHODS[method]
+            name = own if has_own else f"{experiment}/{self.name}"
+            arguments = [f"experiment={name}", f"seed={seed}", f"hydra.run.dir={folder}", *chosen, *self.overrides]
             arguments += ["callbacks.evaluation.splits=[]"] if is_done else []
         if not has_policy(folder) or not (folder / "evaluation").is_dir():
             self._call(command, *arguments)
