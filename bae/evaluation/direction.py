@@ -5,6 +5,7 @@ LOW = (
     "ece_over",
     "ece_10",
     "ece_adaptive",
+    "smooth_ece",
     "brier",
     "reliability",
     "nll",

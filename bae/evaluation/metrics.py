@@ -27,6 +27,15 @@ ECE_BINS = 11
 CONFIDENT_HALF = 0.5
 """The coverage at which `accuracy_at_half` looks: the more confident half of the completions."""
 
+WAVES = 200
+"""The cosines of `smooth_ece`."""
+
+NARROWEST = 0.005
+"""The smallest width of `smooth_ece`. There the last of its cosines has a weight below .01."""
+
+HALVINGS = 16
+"""The steps in which `smooth_ece` finds its width, to 1e-5."""
+
 NLL_CLIP = 1e-3
 """The log score clips confidences to this distance from 0 and 1. A wrong certainty costs 6.9 nats, not infinity."""
 
@@ -102,6 +111,34 @@ def ece_adaptive(confidence: Tensor, correct: Tensor, weights: Tensor | None = N
     gap = torch.zeros(*count.shape[:-1], bins, dtype=torch.double, device=q.device)
     gap.scatter_add_(-1, bin_of, q * count - hits)
     return gap.abs().sum(-1) / total.squeeze(-1)
+
+
+def smooth_ece(confidence: Tensor, correct: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Return the smooth calibration error (smECE; Błasiok and Nakkiran, 2023), which has no bins.
+
+    It is the integral over t in [0, 1] of |Σ (c − q) K(q, t)| / n, where K is a Gaussian that is reflected at 0 and 1. Its
+    width is the one that equals the integral: a small error is looked at closely, a large one from afar.
+
+    In a series of cosines such a kernel is a factor exp(−(π k σ)² / 2) of the k-th coefficient. `WAVES` of them serve
+    widths from `NARROWEST` on, so no width is below that, and errors below it look a little smaller than they are.
+    """
+    q, c, w = _readable(confidence, correct, weights)
+    waves = torch.pi * torch.arange(WAVES, dtype=torch.double, device=q.device)
+    middles = (torch.arange(2 * WAVES, dtype=torch.double, device=q.device) + 0.5) / (2 * WAVES)
+    coefficients = (w * (c - q)) @ (q.unsqueeze(1) * waves).cos() / w.sum(-1, keepdim=True)
+    cosines = 2 * (waves.unsqueeze(1) * middles).cos()
+    cosines[0] = 1.0
+
+    def error(width: Tensor) -> Tensor:
+        damped = coefficients * (-((waves * width.clamp(min=NARROWEST).unsqueeze(-1)) ** 2) / 2).exp()
+        return (damped @ cosines).abs().mean(-1)
+
+    low, high = torch.zeros_like(coefficients[..., 0]), torch.ones_like(coefficients[..., 0])
+    for _ in range(HALVINGS):  # the error falls as the width grows
+        middle = (low + high) / 2
+        is_wider = error(middle) > middle
+        low, high = torch.where(is_wider, middle, low), torch.where(is_wider, high, middle)
+    return error((low + high) / 2)
 
 
 def brier_score(confidence: Tensor, correct: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -205,6 +242,7 @@ def calibration(confidence: Tensor, correct: Tensor, weights: Tensor | None = No
         "ece_over": ece_over(q, c, w),
         "ece_10": ece(q, c, w, bins=10),
         "ece_adaptive": ece_adaptive(q, c, w),
+        "smooth_ece": smooth_ece(q, c, w),
         "brier": brier_score(q, c, w),
         "reliability": reliability,
         "resolution": resolution,

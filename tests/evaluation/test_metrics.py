@@ -27,11 +27,12 @@ from bae.evaluation.metrics import (
     ece_over,
     nll,
     reliability_table,
+    smooth_ece,
     tenth,
 )
 
 NAMES = {"ece", "ece_10", "ece_adaptive", "brier", "reliability", "resolution", "uncertainty", "nll", "auroc"}
-NAMES |= {"confidence", "bias", "coverage", "ece_over", "aurc", "accuracy_at_half"}
+NAMES |= {"confidence", "bias", "coverage", "ece_over", "aurc", "accuracy_at_half", "smooth_ece"}
 PRECISIONS = [torch.float32, torch.float64]
 patient = settings(deadline=None)  # the cores may be busy
 
@@ -157,6 +158,32 @@ def test_a_tie_goes_where_its_middle_is():
     # Middles of 4, 4 and 2 at 0.2, 0.6 and 0.9: of two bins, the second takes the last two.
     q, c = torch.tensor([0.2] * 4 + [0.4] * 4 + [0.9] * 2), torch.tensor([1, 0, 0, 0, 1, 1, 1, 0, 0, 0])
     assert float(ece_adaptive(q, c, bins=2)) == pytest.approx((abs(0.8 - 1) + abs(1.6 + 1.8 - 3)) / 10)
+
+
+def reflected(q, t, width):
+    """A Gaussian around q at t, reflected at 0 and 1 as often as matters."""
+    images = [m + sign * q for m in range(-6, 7, 2) for sign in (1, -1)]
+    return sum(math.exp(-(((t - image) / width) ** 2) / 2) for image in images) / (width * math.sqrt(2 * math.pi))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_smooth_ece_is_the_fixed_point_of_its_definition(seed):
+    generator = torch.Generator().manual_seed(seed)
+    q = torch.rand(40, generator=generator, dtype=torch.double).round(decimals=2)
+    c = (torch.rand(40, generator=generator, dtype=torch.double) < q**3).double()
+    found = float(smooth_ece(q, c))
+    places = [(k + 0.5) / 500 for k in range(500)]
+    residuals = list(zip(q.tolist(), (c - q).tolist(), strict=True))
+    integral = sum(abs(sum(r * reflected(x, t, found) for x, r in residuals)) for t in places) / 500 / 40
+    assert found > 0.05 and found == pytest.approx(integral, abs=2e-3)
+
+
+def test_smooth_ece_of_one_confidence_is_its_gap():
+    for gap in (0.001, 0.01, 0.2):
+        q, c = torch.full((1000,), 0.5 + gap, dtype=torch.double), torch.arange(1000).double() % 2
+        assert float(smooth_ece(q, c)) == pytest.approx(gap, rel=1e-2)
+    assert float(smooth_ece(torch.ones(3), torch.zeros(3))) == pytest.approx(1)
+    assert float(smooth_ece(torch.tensor([0.25] * 4), torch.tensor([1.0, 0, 0, 0]))) == pytest.approx(0, abs=1e-9)
 
 
 def test_auroc_counts_ties_half():
