@@ -116,8 +116,8 @@ def ece_adaptive(confidence: Tensor, correct: Tensor, weights: Tensor | None = N
 def smooth_ece(confidence: Tensor, correct: Tensor, weights: Tensor | None = None) -> Tensor:
     """Return the smooth calibration error (smECE; Błasiok and Nakkiran, 2023), which has no bins.
 
-    It is the integral over t in [0, 1] of |Σ (c − q) K(q, t)| / n, where K is a Gaussian that is reflected at 0 and 1. Its
-    width is the one that equals the integral: a small error is looked at closely, a large one from afar.
+    It is the integral over t in [0, 1] of |Σ (c − q) K(q, t)| / n, where K is a Gaussian that is reflected at 0 and 1.
+    Its width is the one that equals the integral: a small error is looked at closely, a large one from afar.
 
     In a series of cosines such a kernel is a factor exp(−(π k σ)² / 2) of the k-th coefficient. `WAVES` of them serve
     widths from `NARROWEST` on, so no width is below that, and errors below it look a little smaller than they are.
