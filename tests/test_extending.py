@@ -22,6 +22,7 @@ from bae.commands.build import make_format
 from bae.commands.cli import CONF
 from bae.method.baselines import RewardView
 from bae.objectives import check_objectives
+from bae.objectives.async_rewards import AsyncRewards
 from bae.objectives.outcomes import given_reward
 from bae.objectives.refining import Ranks, RefiningBaseline
 from bae.objectives.reward_view import score_table
@@ -65,7 +66,7 @@ def option(study, path):
 
 
 def test_each_is_a_file_and_a_yaml_of_the_users_own():
-    assert len(FILES) == 20 and all(path.startswith("my_study/") for path in FILES)
+    assert len(FILES) == 22 and all(path.startswith("my_study/") for path in FILES)
     assert not re.findall(
         r"^```(?!python|yaml|csv|bash|$)", PAGE, re.MULTILINE
     )  # no other fences, which would not be read
@@ -107,6 +108,16 @@ def test_the_reward_that_sees_its_group(study):
     ]
     found = reward_values(objective, group)
     torch.testing.assert_close(found, torch.tensor([0.0, -0.25, torch.nan, -(0.25**2)]), equal_nan=True)
+
+
+def test_the_reward_that_asks_a_service(study):
+    objective = instantiate(option(study, "objectives/looked_up.yaml").rewards.looked_up, name="mine")
+    asked = [completion(("answer", text)) for text in ("12", "300", "twelve")] + [completion()]
+    for n, c in enumerate(asked):
+        asked[n] = replace(c, text=str(n))  # equal texts would be asked about once
+    values, unanswered = AsyncRewards([objective], [0]).values(0, asked)
+    torch.testing.assert_close(values, torch.tensor([1.0, 0.0, torch.nan, torch.nan]), equal_nan=True)
+    assert unanswered.tolist() == [False, False, True, False]
 
 
 def test_the_reward_of_the_reasoning(study):

@@ -34,7 +34,7 @@ Report = tuple[bytes, float | None]
 Stated = Counter[tuple[str, float | None]]
 """How often each different report with a point was made: {(text, value): times}."""
 
-NUMBER_SIGNS = "0123456789. \t\n\r\f\v"
+DIGITS, SPACES = "0123456789.", " \t\n\r\f\v"
 CACHED_STATES = 1024  # of C times 16 bytes each
 
 
@@ -56,10 +56,11 @@ class Candidates:
 
     def __init__(self, vocabulary: Sequence[bytes], closing_tag: str = "</confidence>") -> None:
         self.end = closing_tag[0]
-        if self.end in NUMBER_SIGNS:
+        if self.end in DIGITS:
             raise ValueError(f"closing tag {closing_tag!r} of a stated number: it must not begin as a number goes on")
         closing = closing_tag.encode()
-        rests = [piece.lstrip(NUMBER_SIGNS.encode()) for piece in vocabulary]
+        signs = (DIGITS + SPACES).replace(self.end, "").encode()  # the end of a line may be the closing tag
+        rests = [piece.lstrip(signs) for piece in vocabulary]
         agrees = [closing.startswith(rest) or rest.startswith(closing) for rest in rests]
         ids = [i for i, piece in enumerate(vocabulary) if piece and agrees[i]]
         self.ids = torch.tensor(ids, dtype=torch.long)

@@ -9,6 +9,7 @@ from torch import Tensor
 from bae.batch import ForwardResult, Refinement, Scored
 from bae.method.baselines import Baseline, RewardView, load_state, state_of
 from bae.method.stated_numbers import (
+    DIGITS,
     Candidates,
     Decisions,
     all_action,
@@ -54,6 +55,11 @@ class RaoBlackwell:
             raise ValueError(
                 f"baseline=rao_blackwell: the {CONFIDENCE} sections close with {' and '.join(sorted(closings))}; "
                 "let them close alike"
+            )
+        if scorer.closing[0] in DIGITS:
+            raise ValueError(
+                f"baseline=rao_blackwell: the {CONFIDENCE} sections close with {scorer.closing!r}, which begins as a "
+                "number goes on; let them close with another sign"
             )
         for objective, malformed in zip(scorer.objectives, scorer.malformed, strict=True):
             if objective.givens and objective.score is None:

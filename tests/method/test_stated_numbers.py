@@ -2,6 +2,7 @@
 
 import importlib.util
 import itertools
+import math
 from collections import defaultdict
 from dataclasses import replace
 
@@ -71,8 +72,20 @@ def test_candidates():
     assert Candidates(MERGED).ids.tolist() == list(range(11))
     assert Candidates([b"</score>", b"</confidence>"], "</score>").ids.tolist() == [0]
     assert Candidates([b"5", b"]", b"<", b".5]"], "]]").ids.tolist() == [0, 1, 3]
-    with pytest.raises(ValueError, match="must not begin as a number"):
-        Candidates([b"5"], "\n")
+    for closing in (".", "0]"):
+        with pytest.raises(ValueError, match="must not begin as a number"):
+            Candidates([b"5"], closing)
+
+
+def test_the_end_of_a_line_may_close_a_number():
+    lines = Candidates([b"5", b"\n", b" ", b"5\n", b"x", b"\n\n", b".\n"], "\n")
+    assert lines.ids.tolist() == [0, 1, 2, 3, 5, 6]
+    numbers, decimals = lines.readings("0.8")
+    torch.testing.assert_close(
+        numbers, torch.tensor([0.85, 0.8, 0.8, 0.85, 0.8, math.nan], dtype=torch.double), equal_nan=True
+    )
+    assert decimals.tolist() == [2, 0, 0, 0, 0, 0]
+    assert lines.readings("0.8\n")[0].isnan().all()
 
 
 # For each decision, what number each piece makes when nobody else has stated any: None where it can be none. A number

@@ -5,6 +5,7 @@ import json
 import math
 import tempfile
 import time
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -360,6 +361,10 @@ def test_what_has_no_number_to_expect_is_refused(tiny):
     objectives = [Objective("c", "a", 0.0, reward=correctness), Objective("q", "b", -1.0, score=brier, given="c")]
     with pytest.raises(ValueError, match="close with </confidence> and ]; let them close alike"):
         RaoBlackwell(leave_one_out).check(pipeline_of(tiny, twice, objectives).scorer)
+    for closing, refused in (("\n", False), (".", True)):
+        lines = make_blocks({"a": ["answer"], "b": [{"name": "confidence", "opening": "%", "closing": closing}]})
+        with pytest.raises(ValueError, match="begins as a number goes on") if refused else nullcontext():
+            RaoBlackwell(leave_one_out).check(pipeline_of(tiny, lines, objectives).scorer)
 
 
 # Nested rollouts.
