@@ -271,14 +271,21 @@ def check_version(folder: Path, saved: DictConfig) -> None:
             ) from error
 
 
-def trained(cfg: DictConfig) -> "tuple[Path, DictConfig, Pipeline]":
+def trained(cfg: DictConfig, name: str = "policy") -> "tuple[Path, DictConfig, Pipeline]":
     """Return the output folder of the run that `cfg.run` names, its configuration, and the pipeline of its policy.
 
-    The pipeline works on `cfg.task`, by default the run's own, with `cfg.temperature` and `cfg.max_new_tokens`. Raises
-    UserError if there is no such policy.
+    The pipeline works on `cfg.task`, by default the run's own, with `cfg.temperature` and `cfg.max_new_tokens`.
+
+    Args:
+        cfg: of the command.
+        name: of the policy's folder in the run's.
+
+    Raises:
+        UserError: if there is no such policy.
     """
     import torch
 
+    from bae.callbacks import best
     from bae.training.policy import load_pretrained
 
     quieten()
@@ -286,10 +293,14 @@ def trained(cfg: DictConfig) -> "tuple[Path, DictConfig, Pipeline]":
     check_device(cfg.device)
     folder = run_folder("run", cfg.run, cfg)
     before = saved_config("run", folder, cfg.trust)
-    if not (folder / "policy").is_dir():
+    if name == best.FOLDER and not (folder / name).is_dir():
+        raise cli.UserError(
+            f"policy=best: {folder} kept none; callbacks.checkpoints.best=val/ece keeps one in training"
+        )
+    if not (folder / name).is_dir():
         raise cli.UserError(f"run={cfg.run}: {folder} has no policy yet; finish it with: bae-train resume={folder}")
     policy = load_pretrained(
-        str(folder / "policy"),
+        str(folder / name),
         before.model.dtype,
         before.model.prompt_template,
         before.model.get("trust_remote_code", False),

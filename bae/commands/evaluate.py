@@ -39,6 +39,8 @@ def check(cfg: DictConfig) -> None:
         raise cli.UserError(
             "name what to evaluate, one of the two: run=<MLflow run id or output folder>, or completions=<file>"
         )
+    if cfg.policy not in ("last", "best"):
+        raise cli.UserError(f"policy={cfg.policy}: choose last or best")
     if cfg.unreadable not in ("fail", "drop"):
         raise cli.UserError(f"unreadable={cfg.unreadable}: choose fail or drop")
     for key in ("samples", "prompts", "resamples", "max_new_tokens", "temperature"):
@@ -48,16 +50,18 @@ def check(cfg: DictConfig) -> None:
 
 def evaluate_run(cfg: DictConfig) -> None:
     """Sample from the policy that a run left, split by split, and log to that run."""
+    from bae.callbacks import best
     from bae.evaluation.measure import sample
 
+    is_best = cfg.policy == "best"
     with cli.user_errors():
-        folder, before, pipeline = trained(cfg)
+        folder, before, pipeline = trained(cfg, best.FOLDER if is_best else "policy")
         task = pipeline.task
         splits = list(cfg.split) if isinstance(cfg.split, ListConfig) else [cfg.split]
         for split in splits:
             task.size(split)
         logger = logger_of(before, folder)
-    prefix = f"{cli.choice('task')}_" if cfg.task else ""
+    prefix = ("best_" if is_best else "") + (f"{cli.choice('task')}_" if cfg.task else "")
     tables = ((f"{prefix}{split}", sample(pipeline, split, cfg.prompts, cfg.samples, cfg.seed)) for split in splits)
     record(tables, task.verifier, folder / "evaluation", logger, cfg.resamples)
 

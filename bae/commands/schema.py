@@ -92,6 +92,7 @@ class EvaluateSchema:
 
     run: str | None = None
     completions: str | None = None
+    policy: str = MISSING
     split: Any = MISSING
     prompts: int | None = None
     samples: int = MISSING

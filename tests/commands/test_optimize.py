@@ -1,12 +1,15 @@
 """What the jobs of a sweep return to a sweeper that optimises, and that a job that fails ends no other."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
+from bae.commands import evaluate
 from bae.commands.sweep import SweepParent
 from tests.commands.test_train import history, outputs, runs, train  # noqa: F401
+from tests.support import call
 
 SHORT = [
     "steps=2",
@@ -43,6 +46,12 @@ def test_a_job_returns_the_metric_after_its_last_step(train, returned, capsys): 
     folder = Path(run.data.tags["output_folder"])
     assert f"best     {folder / 'policy_best'}: {words}" in capsys.readouterr().out
     assert (folder / "policy_best" / "model.safetensors").is_file()
+    call(evaluate, outputs(), f"run={folder}", "policy=best", "prompts=4", "samples=2", "resamples=20")
+    assert (folder / "evaluation" / "best_val.parquet").is_file() and "eval/best_val/ece" in runs()[1].data.metrics
+    shutil.rmtree(folder / "policy_best")
+    for policy, said in (("best", "policy=best: .* kept none"), ("first", "policy=first: choose last or best")):
+        with pytest.raises(SystemExit, match=said):
+            call(evaluate, outputs(), f"run={folder}", f"policy={policy}")
 
     train(*SHORT, *best, "optimize=val/brier", "lr=1e-3", "skip_finished=true", "-m")  # done before
     assert returned[2:] == [values[2]] and len(runs()) == 3
