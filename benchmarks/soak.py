@@ -125,10 +125,12 @@ def figure(source: Path) -> None:
     table = np.genfromtxt(source, delimiter=",", names=True)
     drawn = Figure(figsize=(10, 4.2), layout="constrained")
     labels = {"rss_mib": "memory of the run, MiB", "all_rss_mib": "with its workers, MiB", "handles": "file handles",
-              "ms_per_step": "ms a step (sampling to update)",
-              "cpu_ms_per_step": "ms of the processor a step", "sqlite_mib": "MLflow's SQLite file, MiB",
+              "ms_per_step": "ms a step",
+              "cpu_ms_per_step": "ms of the processor a step", "sqlite_mib": "MLflow's file, MiB",
               "log_mib": "the run's own log, MiB"}  # fmt: skip
-    for panel, (name, label) in zip(drawn.subplots(2, 4).flat, labels.items(), strict=False):
+    panels = drawn.subplots(2, 4).flat
+    panels[-1].axis("off")
+    for panel, (name, label) in zip(panels, labels.items(), strict=False):
         panel.plot(table["step"], table[name], linewidth=1)
         panel.set(title=label, xlabel="step", ylim=(0, None))
         panel.spines[["top", "right"]].set_visible(False)
