@@ -102,7 +102,7 @@ class AsyncRewards:
         while not call.done():
             before = self._ended()
             wait([call], limit)
-            if self._ended() == before:
+            if not call.done() and self._ended() == before:  # it may have ended between the first two lines
                 self.close()
                 raise UserError(
                     f"{objective.key}: no call ended within {limit:g} seconds, so the function blocks all others; it "

@@ -34,7 +34,7 @@ class Table:
     """Hold a table of the paper, or one of ours.
 
     Args:
-        title: of the table; a published one names the paper.
+        title: of the table.
         values: one row for each set, method and source; a source is the paper or a model of ours.
         sources: {source: its description}.
         metrics: {metric: its label}.
@@ -85,10 +85,9 @@ def make_table(spec: Mapping[str, Any], evidence: FinishedRuns) -> Table:
     for model in models:
         seeds = max((row["runs"] for row in rows if row["source"] == model), default=0)
         sources[model] = f"{_size(model, runs)}, {seeds} seed{'s' * (seeds != 1)}"
-    title = f"**{spec['title']}** (arXiv 2602.10231)" if published else f"**{spec['title']}**"
     aims = {key: aim["label"] for key, aim in spec.get("aims", {}).items()}
     values = pandas.DataFrame(rows, columns=None if rows else ["set", "method", "source"])
-    return Table(title, values, sources, spec.get("metrics", METRICS), aims, spec["reference"], missing)
+    return Table(spec["title"], values, sources, spec.get("metrics", METRICS), aims, spec["reference"], missing)
 
 
 def _published_row(spec: Mapping[str, Any], name: str, method: str) -> dict[str, Any]:
@@ -173,7 +172,8 @@ def to_markdown(table: Table) -> str:
     columns = _columns(table)
     head = [_first_head(table), "method", *(f"{label}<br>{table.sources[source]}" for source, _, label in columns)]
     lines = ["| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *_cells(table, columns, " ± ")]]
-    notes = [table.title, "", *lines, "", *(f"- {note}" for note in _notes(table))]
+    title = f"**{table.title}**" + (" (arXiv 2602.10231)" if PAPER in table.sources else "")
+    notes = [title, "", *lines, "", *(f"- {note}" for note in _notes(table))]
     return "\n".join(notes + [f"- missing: {line}" for line in table.missing])
 
 

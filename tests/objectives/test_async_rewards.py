@@ -3,6 +3,7 @@
 import asyncio
 import math
 import time
+from concurrent.futures import Future
 from functools import partial
 
 import pytest
@@ -123,6 +124,21 @@ def test_a_function_that_blocks_the_others_stops_the_run(monkeypatch):
     with pytest.raises(UserError, match="it must await what it waits for"):
         values(blocks, ["a", "b"], timeout=0.1)
     time.sleep(1.6)  # the loop is free again for other tests
+
+
+def test_a_call_that_ends_while_it_is_looked_at_is_not_taken_for_a_standstill():
+    class EndsNow(Future):
+        looks = 0
+
+        def done(self):
+            self.looks += 1
+            return self.looks > 1 and super().done()
+
+    objective = Objective("slow", "solution", worst=0.0, reward=length)
+    calls, call = AsyncRewards([objective], [0]), EndsNow()
+    call.set_result(1.0)
+    calls._calls = {calls._key(0, written("a")): call}
+    assert calls.values(0, [written("a")])[0].tolist() == [1.0]
 
 
 def test_calls_are_dropped_when_they_are_not_wanted():
