@@ -26,11 +26,14 @@ PAGES = {path.stem: path.read_text() for path in [*sorted((DOCS / "tutorials").g
 FILES = dict(
     re.findall(r"^`(my_blocks/\S+)`:\n\n```(?:python|yaml)\n(.*?)^```$", PAGES["third_block"], re.MULTILINE | re.DOTALL)
 )
+_FENCES = re.findall(r"^```bash\n.*?^```$", (DOCS / "extending.md").read_text(), re.MULTILINE | re.DOTALL)
+# What needs a server is composed here; tests/test_extending.py runs all else.
+PAGES["extending"] = "\n".join(fence for fence in _FENCES if "vllm serve" in fence)
 COMMANDS = [  # without what starts them, such as torchrun, or CUDA_VISIBLE_DEVICES=0
     (page, command[1])
     for page, text in PAGES.items()
     for fence in re.findall(r"^```bash\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    for line in fence.splitlines()
+    for line in fence.replace("\\\n", "").splitlines()
     if (command := re.search(r"(?:^|\s)(bae-\w+ .*)", line))
 ]
 SHORT = [
@@ -77,7 +80,7 @@ def single(overrides):
 
 
 def test_there_are_commands():
-    assert {page for page, _ in COMMANDS} == {"launching", "own_data", "slurm", "table1", "third_block"}
+    assert {page for page, _ in COMMANDS} == {"extending", "launching", "own_data", "slurm", "table1", "third_block"}
     assert sum(page == "launching" for page, _ in COMMANDS) == 18
     assert {line.split()[0] for _, line in COMMANDS} == {"bae-train", "bae-evaluate", "bae-report", "bae-warmstart"}
 
