@@ -112,13 +112,20 @@ def votes(answer: Tensor, correct: Tensor, vote: Tensor, orders: int = 32, seed:
     prompts, n = answer.shape
     if not prompts or not n:
         return torch.zeros(prompts, n, dtype=torch.double, device=answer.device)
-    member = _members(answer)
-    per_sample = torch.stack([torch.ones_like(vote), correct.to(vote.dtype), vote], -1)  # summed over each class
+    score = correct.double().mean(1, keepdim=True).repeat(1, n)  # where all answers are in one class
+    contested = (answer != answer[:, :1]).any(1).nonzero().flatten()
+    if not len(contested):
+        return score
     generator = torch.Generator().manual_seed(seed)
-    circles = torch.rand(prompts, orders, n, generator=generator).argsort(2).to(answer.device)
+    circles = torch.rand(prompts, orders, n, generator=generator).argsort(2).to(answer.device)[contested]
+    member = _members(answer[contested])
+    per_sample = 1 + (correct[contested].long() << 32)  # count and hits in one number
     rows = max(1, _CHUNK // (2 * member[0].numel()))
-    parts = zip(member.split(rows), per_sample.split(rows), circles.split(rows), strict=True)
-    return torch.cat([torch.stack([_runs(m, x, circle) for circle in c.unbind(1)]).mean(0) for m, x, c in parts])
+    parts = [x.split(rows) for x in (contested, member, per_sample, vote[contested], circles)]
+    for places, m, counted, voted, chunk in zip(*parts, strict=True):
+        each, ballots = counted[:, :, None] * m, voted[:, :, None] * m
+        score[places] = torch.stack([_runs(each, ballots, circle) for circle in chunk.unbind(1)]).mean(0)
+    return score
 
 
 def _members(answer: Tensor) -> Tensor:
@@ -134,29 +141,28 @@ def _members(answer: Tensor) -> Tensor:
     return (label[:, :, None] == place[:classes]) & (answer >= 0)[:, :, None]
 
 
-def _runs(member: Tensor, per_sample: Tensor, circle: Tensor) -> Tensor:
+def _runs(each: Tensor, vote: Tensor, circle: Tensor) -> Tensor:
     """Return the mean score over the N runs of n neighbours on a circle, for n = 1 … N; (P, N).
 
+    A run scores the share of correct samples in the classes with the most votes, 0 without samples. A class without
+    samples may tie at 0 votes, but adds nothing.
+
     Args:
-        member: (P, N, C) bool, which class a sample is in.
-        per_sample: (P, N, 3), 1, correct and vote of each sample.
+        each: (P, N, C) long, for a sample in its class 1, and 2^32 more if it is correct; else 0.
+        vote: (P, N, C) long, the vote of each sample for its class; else 0.
         circle: (P, N) long, the order of the samples on the circle.
     """
     n = circle.shape[1]
-    by_class = member[:, :, :, None] * per_sample[:, :, None, :]
-    twice = circle.repeat(1, 2)[:, :, None, None].expand(-1, -1, *by_class.shape[2:])
-    sums = torch.nn.functional.pad(by_class.gather(1, twice).cumsum(1), (0, 0, 0, 0, 1, 0))
-    scores = [_winner(*(sums[:, size : size + n] - sums[:, :n]).unbind(-1)).mean(1) for size in range(1, n + 1)]
+    twice = circle.repeat(1, 2)[:, :, None].expand(-1, -1, each.shape[2])
+    sums, totals = (torch.nn.functional.pad(x.gather(1, twice).cumsum(1), (0, 0, 1, 0)) for x in (each, vote))
+    scores = []
+    for size in range(1, n + 1):
+        total = totals[:, size : size + n] - totals[:, :n]
+        wins = total == total.amax(-1, keepdim=True)
+        won = ((sums[:, size : size + n] - sums[:, :n]) * wins).sum(-1)
+        hits, count = won >> 32, won & (2**32 - 1)
+        scores.append((hits.double() / count.clamp(min=1)).mean(1))
     return torch.stack(scores, 1)
-
-
-def _winner(count: Tensor, hits: Tensor, vote: Tensor) -> Tensor:
-    """Return the share of correct samples in the classes with the most votes, 0 without samples; (…, C) -> (…).
-
-    A class without samples may tie at 0 votes, but adds nothing.
-    """
-    wins = vote == vote.amax(-1, keepdim=True)
-    return (hits * wins).sum(-1).double() / (count * wins).sum(-1).clamp(min=1)
 
 
 def _units(confidence: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import random
 import re
 from collections.abc import Callable
 from fractions import Fraction
+from functools import lru_cache
 
 from bae.text.spelling import FUNCTIONS, GREEK, TOKEN
 from bae.text.values import (
@@ -235,6 +236,9 @@ def _parts(token: str) -> list[str]:
     return list(token) if token.isalpha() else [token]
 
 
+_read = lru_cache(maxsize=1024)(Expression)  # an answer is compared with several others
+
+
 def equal(answer: str, reference: str) -> bool:
     """Tell whether two expressions, or two relations of one sign, are equal.
 
@@ -257,7 +261,7 @@ def equal(answer: str, reference: str) -> bool:
 
 def _equal_values(answer: str, reference: str) -> bool:
     """Tell whether two expressions are equal. Raises Unreadable for the answer only."""
-    found, wanted = Expression(answer), _reference(reference)
+    found, wanted = _read(answer), _reference(reference)
     if wanted is None or found.names != wanted.names:
         return False
     values = _values([wanted, found], "i" in reference)
@@ -284,7 +288,7 @@ def _equal_relations(answer: tuple[str, str], reference: tuple[str, str], positi
     Raises:
         Unreadable: if a side of the answer is no expression.
     """
-    sides = [Expression(side) for side in answer]
+    sides = [_read(side) for side in answer]
     wanted = [_reference(side) for side in reference]
     known = [side for side in wanted if side is not None]
     if len(known) < 2 or set.union(*(side.names for side in sides)) != set.union(*(side.names for side in known)):
@@ -302,7 +306,7 @@ def _equal_relations(answer: tuple[str, str], reference: tuple[str, str], positi
 
 def _reference(text: str) -> Expression | None:
     try:
-        return Expression(text)
+        return _read(text)
     except ValueError:
         return None
 

@@ -6,6 +6,7 @@ The texts are hostile. No regular expression here takes more than linear time, a
 import re
 import unicodedata
 from collections.abc import Iterator
+from functools import lru_cache
 
 _words = str.split
 GREEK = _words(
@@ -33,6 +34,7 @@ _SPELLINGS = {
 TOKEN = re.compile(r"\\[A-Za-z]+|\\.|[A-Za-z]+|[0-9]+|.", re.DOTALL)
 
 
+@lru_cache(maxsize=1024)  # votes compare each answer of a prompt with several others
 def canonical(text: str) -> str | None:
     r"""Return one spelling for texts that differ only in Unicode, LaTeX dialect, white space, delimiters or a box.
 

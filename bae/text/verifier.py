@@ -31,6 +31,8 @@ from bae.text.spelling import canonical
 from bae.text.verdict import Verdict
 from bae.text.workers import Pair, Pending, Workers, within_limits
 
+_TOGETHER = 16  # pairs that a worker is given at once; a check takes about a millisecond
+
 
 class Verifier(Protocol):
     """Compare answers with references, and with each other. Each method returns one result per pair, in order."""
@@ -98,9 +100,10 @@ class MathVerifier:
     another value, or is a sum or power where a number is asked for. `equivalent` takes each answer as the
     reference of the other, and both must be CORRECT, so it is symmetric.
 
-    Each distinct pair is checked once per call. An answer out of its limits costs `timeout` seconds and its worker,
-    which takes 1-3 s to replace: n such answers take up to n * (timeout + 3) / workers seconds. A reference that is
-    too slow to parse gives TIMEOUT as well. Workers start at the first call that needs them, and end with close(),
+    Each distinct pair is checked once per call; a worker is given up to 16 of them at once. An answer out of its limits
+    costs `timeout` seconds and its worker, which takes 1-3 s to replace, and as much again where others were with it: n
+    such answers take up to 2 n * (timeout + 3) / workers seconds. A reference that is too slow to parse gives TIMEOUT
+    as well. Workers start at the first call that needs them, and end with close(),
     with the object or with the interpreter. A call after close() starts new ones, and so does waiting for checks that
     close() dropped. Calls from several threads share the workers.
 
@@ -124,7 +127,7 @@ class MathVerifier:
         for _, reference in pairs:
             if not reference.strip():
                 raise ValueError(f"the reference is blank: {reference!r}")
-        return self._workers.submit(_check, pairs, equal_is_right=True)
+        return self._workers.submit(_check, pairs, equal_is_right=True, together=_TOGETHER)
 
     def verify(self, pairs: Sequence[Pair]) -> list[Verdict]:
         """Check (answer, reference) pairs, and wait for the verdicts."""
@@ -134,7 +137,8 @@ class MathVerifier:
         """Tell for each pair of answers whether each is CORRECT when the other is the reference."""
         ordered = [(min(texts), max(texts)) for texts in ((one.strip(), other.strip()) for one, other in pairs)]
         unequal = [pair for pair in ordered if pair[0] != pair[1] and max(map(len, pair)) <= self._workers.max_chars]
-        verdicts = dict(zip(unequal, self._workers.submit(_check_both_ways, unequal)(), strict=True))
+        found = self._workers.submit(_check_both_ways, unequal, together=_TOGETHER)()
+        verdicts = dict(zip(unequal, found, strict=True))
         return [pair[0] == pair[1] or verdicts.get(pair) is Verdict.CORRECT for pair in ordered]
 
     def fault(self, reference: str) -> str | None:

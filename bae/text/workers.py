@@ -52,14 +52,16 @@ class Workers:
         self._pool: ProcessPool | None = None
         self._stop: weakref.finalize[..., Any] | None = None
 
-    def submit(self, check: Check, pairs: Sequence[Pair], equal_is_right: bool = False) -> Pending:
+    def submit(self, check: Check, pairs: Sequence[Pair], equal_is_right: bool = False, together: int = 1) -> Pending:
         """Begin to check (answer, reference) pairs, without waiting.
 
         Blank answers and longer ones than `max_chars` are UNPARSEABLE. With equal_is_right, an answer that equals the
-        reference as text is CORRECT. No worker is asked about these. The result raises RuntimeError if the workers
-        break down three times in one call, and what a check raises.
+        reference as text is CORRECT. No worker is asked about these. `together`: the most pairs that a worker is
+        given at once. For checks that take a millisecond, handing them over one by one takes longer than the checks.
+        If some pairs together pass a limit, each is checked again alone, so what one of them does harms no other. The
+        result raises RuntimeError if the workers break down three times in one call, and what a check raises.
         """
-        return _Checks(self, check, pairs, equal_is_right)
+        return _Checks(self, check, pairs, equal_is_right, together)
 
     def close(self) -> None:
         """Stop the workers and drop their checks. A later call starts new ones."""
@@ -68,14 +70,14 @@ class Workers:
                 self._stop()
             self._pool = self._stop = None
 
-    def _schedule(self, check: Check, pair: Pair) -> tuple[ProcessPool, ProcessFuture[Verdict]]:
-        """Put one check into the queue of the workers. Raises RuntimeError if the workers do not start."""
+    def _schedule(self, check: Check, pairs: Sequence[Pair]) -> tuple[ProcessPool, ProcessFuture[list[Verdict]]]:
+        """Put checks into the queue of the workers, as one task. Raises RuntimeError if the workers do not start."""
         with self._lock:
             try:
                 if self._pool is not None and not self._pool.active:
                     self.close()  # it broke, for instance after idle workers were killed from outside
                 pool = self._running_pool()
-                return pool, pool.schedule(check, pair, timeout=self.timeout)
+                return pool, pool.schedule(_check_all, (check, pairs), timeout=self.timeout)
             except RuntimeError:
                 self.close()
                 raise
@@ -92,10 +94,13 @@ class Workers:
 class _Checks:
     """Hold the checks of some pairs, queued at once, each distinct pair once. A call waits for the verdicts."""
 
-    def __init__(self, workers: Workers, check: Check, pairs: Sequence[Pair], equal_is_right: bool) -> None:
-        self._workers, self._check, self._pairs = workers, check, list(pairs)
+    def __init__(
+        self, workers: Workers, check: Check, pairs: Sequence[Pair], equal_is_right: bool, together: int
+    ) -> None:
+        self._workers, self._check, self._pairs, self._together = workers, check, list(pairs), together
         self._verdicts: dict[Pair, Verdict] = {}
-        self._queued: dict[Pair, tuple[ProcessPool, ProcessFuture[Verdict]]] = {}
+        self._alone: set[Pair] = set()  # together with others they passed a limit
+        self._queued: dict[tuple[Pair, ...], tuple[ProcessPool, ProcessFuture[list[Verdict]]]] = {}
         for answer, reference in self._pairs:
             if len(answer) > workers.max_chars or not answer.strip():
                 self._verdicts[answer, reference] = Verdict.UNPARSEABLE
@@ -108,7 +113,9 @@ class _Checks:
         for last_try in (False, False, True):
             try:
                 self._queue()
-                self._collect()
+                while self._queued:
+                    self._collect()
+                    self._queue()
                 break
             except BaseException as error:
                 # A pool that broke or was closed raises RuntimeError.
@@ -120,13 +127,17 @@ class _Checks:
 
     def _queue(self) -> None:
         """Queue each pair that has no verdict and is not in the queue yet."""
-        for pair in dict.fromkeys(self._pairs):
-            if pair not in self._verdicts and pair not in self._queued:
-                self._queued[pair] = self._workers._schedule(self._check, pair)
+        queued = {pair for pairs in self._queued for pair in pairs}
+        new = [pair for pair in dict.fromkeys(self._pairs) if pair not in self._verdicts and pair not in queued]
+        alone = [(pair,) for pair in new if pair in self._alone]
+        others = [pair for pair in new if pair not in self._alone]
+        size = max(1, min(self._together, -(-len(others) // self._workers.workers)))  # so that all workers have some
+        for pairs in [*alone, *(tuple(others[i : i + size]) for i in range(0, len(others), size))]:
+            self._queued[pairs] = self._workers._schedule(self._check, pairs)
 
     def _collect(self) -> None:
         """Wait for the queued checks and keep their verdicts. Raises RuntimeError if the workers broke down."""
-        for pair, (pool, future) in list(self._queued.items()):
+        for pairs, (pool, future) in list(self._queued.items()):
             while not future.done():
                 if not pool.active:  # it broke or was closed, so its queue will never be done
                     raise RuntimeError("the worker processes of the verifier broke down")
@@ -136,12 +147,20 @@ class _Checks:
                 # Not by pebble, which reports a TimeoutError: whoever stops this run signalled its whole group.
                 raise RuntimeError("a worker process of the verifier was stopped from outside")
             if isinstance(error, (TimeoutError, ProcessExpired)):
-                self._verdicts[pair] = Verdict.TIMEOUT
+                if len(pairs) > 1:
+                    self._alone.update(pairs)
+                else:
+                    self._verdicts[pairs[0]] = Verdict.TIMEOUT
             elif error is not None:
                 raise error
             else:
-                self._verdicts[pair] = future.result()
-            del self._queued[pair]
+                self._verdicts.update(zip(pairs, future.result(), strict=True))
+            del self._queued[pairs]
+
+
+def _check_all(check: Check, pairs: Sequence[Pair]) -> list[Verdict]:
+    """Check some pairs, in a worker."""
+    return [check(*pair) for pair in pairs]
 
 
 def _stop_pool(pool: ProcessPool) -> None:

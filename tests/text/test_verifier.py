@@ -224,7 +224,7 @@ def test_order_and_duplicates(maths, monkeypatch):
     schedule = workers.ProcessPool.schedule
 
     def counted(self, function, args=(), **options):
-        scheduled.append(args)
+        scheduled.extend(args[1])
         return schedule(self, function, args, **options)
 
     monkeypatch.setattr(workers.ProcessPool, "schedule", counted)
@@ -233,6 +233,23 @@ def test_order_and_duplicates(maths, monkeypatch):
     assert maths.verify(pairs) == expected
     assert sorted(scheduled) == sorted({("1.0", "1"), ("2", "1"), ("1", "2"), ("@", "1")})
     assert maths.verify([]) == []
+
+
+def test_a_worker_is_given_several_at_once_and_what_kills_it_harms_no_other(monkeypatch):
+    sizes = []
+    schedule = workers.ProcessPool.schedule
+
+    def counted(self, function, args=(), **options):
+        sizes.append(len(args[1]))
+        return schedule(self, function, args, **options)
+
+    monkeypatch.setattr(workers.ProcessPool, "schedule", counted)
+    monkeypatch.setattr(verifier, "_check", _exit_hard)
+    one = MathVerifier(timeout=20.0, workers=1)
+    pairs = [(str(n), "0") for n in range(1, 18)] + [("die", "0")]
+    assert one.verify(pairs) == [CORRECT] * 17 + [TIMEOUT]
+    assert sizes == [16, 2, 1, 1]  # the last two again, each alone
+    one.close()
 
 
 def test_from_threads(maths):
@@ -444,7 +461,7 @@ def test_answers_that_hang_in_one_batch(faults):
     assert hostile.verify([("6.0", "6")]) == [CORRECT]
     hostile.close()
     assert verdicts == [CORRECT, TIMEOUT, CORRECT, TIMEOUT, WRONG, WRONG, CORRECT]
-    assert elapsed < math.ceil(2 / workers) * (timeout + RESPAWN)
+    assert elapsed < 2 * math.ceil(2 / workers) * (timeout + RESPAWN)  # together with others, then alone
 
 
 def test_a_long_c_call_is_killed_at_once(faults):
