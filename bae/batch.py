@@ -14,7 +14,9 @@ from dataclasses import dataclass, field, fields
 from time import perf_counter
 from typing import Any, NamedTuple, Protocol, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from bae.text.blocks import ANSWER, Section
@@ -92,10 +94,15 @@ class Completion(WrittenCompletion):
     Attributes:
         verdicts: one for each `answer` section.
         repeats: for each `answer` section, whether the verifier finds it equal to the first one.
+        token_log_probs: (length,), the log-probability of each token in the distribution that it was drawn from, in
+            nats; None if the engine does not report it, and for text that was not sampled here.
+        token_block: (length,), the number of the block of each token; None as above.
     """
 
     verdicts: tuple[Verdict, ...] = field(kw_only=True)
     repeats: tuple[bool, ...] = ()
+    token_log_probs: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
+    token_block: NDArray[np.int64] | None = field(default=None, compare=False, repr=False)
 
     def is_correct(self, which: int = 0) -> bool:
         """Tell whether there is such an answer and the verifier accepts it."""
@@ -104,6 +111,18 @@ class Completion(WrittenCompletion):
     @property
     def correct(self) -> bool:
         return self.is_correct()
+
+    def log_probs(self, block: str) -> NDArray[np.float32] | None:
+        """Return the log-probabilities of a block's tokens, in nats, empty if it was not reached; None if unknown.
+
+        In training the sampler's distribution is the policy's, at the sampling temperature. Raises ValueError if there
+        is no such block.
+        """
+        if block not in self.tokens:
+            raise ValueError(f"there is no block {block!r}; there are {', '.join(self.tokens)}")
+        if self.token_log_probs is None:
+            return None
+        return self.token_log_probs[self.token_block == list(self.tokens).index(block)]
 
 
 @dataclass(frozen=True)

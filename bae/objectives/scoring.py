@@ -207,6 +207,8 @@ class Scoring:
         for n, (_, ids, length, ended) in enumerate(rows):
             self.add(n, ids[:length], ended)
         block_of = torch.full(samples.completion_ids.shape, -1)
+        # Arrays of NumPy: a row of a tensor, pickled for another rank, would take all rows with it.
+        log_probs = None if samples.log_probs is None else samples.log_probs.numpy()
         completions = []
         for n, problem in enumerate(self._problems):
             read = self._read[n]
@@ -214,7 +216,11 @@ class Scoring:
             with _naming(problem):
                 answers = _answers(read.written.sections)
                 verdicts = tuple(self._verdicts[answer, problem.reference]()[0] for answer in answers)
-            completions.append(Completion(**vars(read.written), verdicts=verdicts))
+            row = None if log_probs is None else log_probs[n, : len(read.ids)]
+            block = None if log_probs is None else block_of[n, : len(read.ids)].numpy()
+            completions.append(
+                Completion(**vars(read.written), verdicts=verdicts, token_log_probs=row, token_block=block)
+            )
         numbers = [self._read[n].located.numbers for n in range(len(completions))]
         return self._scorer.reward(completions, block_of, numbers, self.calls)
 

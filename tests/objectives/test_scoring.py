@@ -3,6 +3,7 @@
 import asyncio
 import math
 import multiprocessing
+import pickle
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -72,6 +73,46 @@ def test_the_logarithmic_reward():
     scored = score([RIGHT + sure, WRONG + sure, RIGHT + certain, WRONG + certain, RIGHT], objectives=objectives)
     expected = [math.log(0.9), math.log(0.1), math.log(0.99), math.log(0.01), math.log(0.01)]  # clipped; the worst
     torch.testing.assert_close(scored.rewards[:, 0], torch.tensor(expected))
+
+
+def test_rewards_see_how_likely_each_token_was():
+    """The log-probabilities are -1, -2, … from the first token of a row on, so the sums can be told by hand."""
+    rows = rows_of([RIGHT + SURE, WRONG])
+    samples = samples_of(rows, True)
+    log_probs = -torch.arange(1.0, samples.completion_ids.shape[1] + 1).expand(2, -1) * samples.completion_mask
+    parts = {}
+
+    def keep(completion):
+        parts[completion.text] = completion.log_probs("solution"), completion.log_probs("confidence")
+        return 0.0
+
+    def least_likely(completions):
+        return [float(c.log_probs("confidence").sum()) for c in completions]
+
+    objectives = [
+        Objective("kept", "solution", worst=0.0, reward=keep),
+        Objective("surprise", "confidence", worst=-1e9, group_reward=least_likely),
+    ]
+    scorer = Scorer(BLOCKS, objectives, IntegerVerifier(), token_bytes(TOKENIZER))
+    scored = scorer([Problem("p", "2+3=", "5")] * 2, replace(samples, log_probs=log_probs))
+    first = len(TOKENIZER(RIGHT)["input_ids"])
+    (solution, confidence), (other, rest) = parts.values()
+    assert solution.tolist() == other.tolist() == [-n for n in range(1, first + 1)]
+    assert confidence.tolist() == [-n for n in range(first + 1, len(rows[0]) + 1)]
+    assert rest.tolist() == [-first - 1]  # the end of sequence cuts the second block short
+    assert scored.rewards[0, 1] == confidence.sum()
+    with pytest.raises(ValueError, match="there is no block 'thought'; there are solution, confidence"):
+        scored.completions[0].log_probs("thought")
+    assert score([RIGHT]).completions[0].log_probs("solution") is None  # this engine reports none
+
+
+def test_a_completion_is_sent_to_another_rank_without_its_neighbours():
+    rows = rows_of([RIGHT + SURE] * 256)
+    samples = samples_of(rows, True)
+    scorer = Scorer(BLOCKS, OBJECTIVES, IntegerVerifier(), token_bytes(TOKENIZER))
+    log_probs = torch.zeros(samples.completion_ids.shape)
+    scored = scorer([Problem("p", "2+3=", "5")] * 256, replace(samples, log_probs=log_probs))
+    assert len(pickle.dumps(scored.completions[7])) < 4000 < log_probs.nbytes
 
 
 MALFORMED = {
