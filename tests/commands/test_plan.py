@@ -22,6 +22,7 @@ EXPERIMENTS = [
 ]
 ELSEWHERE = {  # these start from a policy that a warm start makes, which has the shape of
     "real/qwen2.5_0.5b_gsm8k": "Qwen/Qwen2.5-0.5B-Instruct",
+    "real/smollm2_commonsenseqa": "HuggingFaceTB/SmolLM2-135M-Instruct",
     "real/smollm2_copies": "HuggingFaceTB/SmolLM2-135M-Instruct",
     "real/smollm2_lines": "HuggingFaceTB/SmolLM2-135M-Instruct",
     "real/smollm2_lines_rlcr": "HuggingFaceTB/SmolLM2-135M-Instruct",
