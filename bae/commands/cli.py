@@ -5,7 +5,6 @@ import difflib
 import functools
 import os
 import re
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor
@@ -24,6 +23,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from bae.commands import jobs, process_setup, schema, sweep
+from bae.commands.output import readers_may_leave
 from bae.commands.process_setup import program
 from bae.commands.refusals import check_credentials
 from bae.errors import UserError
@@ -37,8 +37,6 @@ KINDS = {"integer": int, "float": float, "bool": bool, "boolean": bool}
 PASTED = ("run", "resume", "completions")
 """The keys whose values are pasted: folders and files."""
 QUOTES = "'\"`\u2018\u2019\u201c\u201d\u00ab\u00bb"
-READ = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i"}
-"""The flags that print and do no work."""
 PLAIN = r"[\w./@+-]*"
 """What Hydra reads without quotes."""
 MENDABLE = (UserError, HydraException, OmegaConfBaseException)
@@ -123,7 +121,7 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
     sys.argv = [sys.argv[0], *map(pasted, sys.argv[1:])]
     check_credentials({argument.partition("=")[0]: argument for argument in sys.argv[1:]})
     # Hydra then raises, and the sentence can be ours.
-    with _readers(), _stops(), _one_sentence(chosen == "1"), _environment(FULL_ERROR, "1"), StopSignals():
+    with readers_may_leave(), _stops(), _one_sentence(chosen == "1"), _environment(FULL_ERROR, "1"), StopSignals():
         try:
             hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(quiet)()
         except BrokenExecutor:
@@ -131,20 +129,6 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
                 raise
             run_rest(open_sweep)
         sweep.finish()
-
-
-@contextmanager
-def _readers() -> Iterator[None]:
-    """End quietly where the reader of a help or a configuration has seen enough, as in `bae-train --help | head`."""
-    try:
-        yield
-        if not READ.isdisjoint(sys.argv):
-            sys.stdout.flush()  # so that the error comes here, and not when the interpreter ends
-    except BrokenPipeError:
-        if READ.isdisjoint(sys.argv):
-            raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(128 + signal.SIGPIPE)
 
 
 @contextmanager

@@ -1,15 +1,12 @@
 """bae-score as a user meets it: a text, a file or the standard input, and what is refused."""
 
 import io
-import signal
-import subprocess
 import sys
 from types import SimpleNamespace
 
 import pytest
 
 from bae.commands import score as command
-from tests.support import ROOT
 
 RIGHT = "<reasoning>1+1=2</reasoning><answer>2</answer>"
 SURE = "<analysis>sure</analysis><confidence>0.9</confidence>"
@@ -125,12 +122,3 @@ def test_what_is_wrong_is_refused_in_one_sentence(score, arguments, message):
         score(*arguments)
     assert str(stopped.value.code).startswith("bae-score: ") and message in str(stopped.value.code)
     assert "\n" not in str(stopped.value.code)
-
-
-def test_a_reader_that_has_seen_enough_gets_no_traceback():
-    """As in `bae-score --help | head -1`. A run that trains is not ended by it (bae.commands.cli)."""
-    command = [sys.executable, "-c", "from bae.commands.score import main; main()", "--help"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
-        process.stdout.close()
-        assert process.stderr.read() == ""
-    assert process.returncode == 128 + signal.SIGPIPE
