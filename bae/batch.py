@@ -120,9 +120,11 @@ class Completion(WrittenCompletion):
         """
         if block not in self.tokens:
             raise ValueError(f"there is no block {block!r}; there are {', '.join(self.tokens)}")
-        if self.token_log_probs is None:
+        if self.token_log_probs is None or self.token_block is None:
             return None
-        return self.token_log_probs[self.token_block == list(self.tokens).index(block)]
+        mine = self.token_block == list(self.tokens).index(block)
+        found: NDArray[np.float32] = self.token_log_probs[mine]
+        return found
 
 
 @dataclass(frozen=True)

@@ -15,14 +15,12 @@ _BEFORE, _AFTER = "^_%)]}\\|", "^_%([{\\|"
 _MOST = 10
 """The most numbers on one side of an equals sign; longer sides are left out."""
 
-Side = list[Fraction | str]
-
 
 def right_calculations(completion: Completion, section: str = "reasoning", empty: float = 0.0) -> float | None:
     """Return the share of calculations in a section that are right, such as 7 + 5 * 2 = 17; `empty` if it has none.
 
-    Read are numbers with + - * / and their usual signs, on both sides of an equals sign; * and / go first. A result of
-    a division may be rounded to two or more decimal places. What has brackets, letters or percent signs beside the
+    Read are numbers with + - * / and their usual signs, on both sides of an equals sign; * and / go first. A result may
+    be rounded to two or more decimal places. What has brackets, letters or percent signs beside the
     numbers is not read. Calculations that have nothing to do with the problem count, too: a policy that is paid for
     this alone will write 1 + 1 = 2. So give it a small weight beside the reward of the answer.
 
@@ -43,9 +41,9 @@ def calculations(text: str) -> list[bool]:
     found = []
     for sides in _equations(text):
         for left, right in pairwise(sides):
-            values = [_value(side) for side in (left, right)]
-            if None not in values and len(left) + len(right) > 2:  # something is worked out
-                found.append(_agree(*values, places=_places(right)))
+            made, given = _value(left), _value(right)
+            if made is not None and given is not None and len(left) + len(right) > 2:  # something is worked out
+                found.append(_agree(made, given, _places(right)))
     return found
 
 
@@ -93,7 +91,6 @@ def _places(side: list[str]) -> int:
     return len(side[0].partition(".")[2]) if len(side) == 1 else 0
 
 
-def _agree(left: Fraction | None, right: Fraction | None, places: int) -> bool:
+def _agree(left: Fraction, right: Fraction, places: int) -> bool:
     """Tell whether two values are equal, or the right one is the left one rounded to its places, two or more."""
-    assert left is not None and right is not None
     return left == right or (places >= 2 and abs(left - right) <= Fraction(1, 2 * 10**places))
