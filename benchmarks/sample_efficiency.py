@@ -1,6 +1,7 @@
 """How many completions each baseline needs, from runs in MLflow: python benchmarks/sample_efficiency.py <experiment> …
 
-For each experiment, in --folder: <experiment>.csv with every evaluation of every run, and figures of ECE and AUROC.
+For each experiment, in --folder: <experiment>.csv with every evaluation of every run, and <experiment>_curves.png with
+ECE and AUROC.
 Printed: for each seed, the first evaluation at which AUROC >= .75 holds, here and at the next one; the same for
 ECE <= .05 as well; and the last evaluation, median and range over seeds. "-" where a run does not get there.
 """
@@ -59,10 +60,18 @@ def report(experiment, table, folder):
         cells = [", ".join(reached(run, goal) for run in seeds) for goal in GOALS.values()]
         cells += [spread([run.iloc[-1][name] for run in seeds]) for name in ("ece", "auroc", "bias")]
         print(f"{baseline:<24}" + "".join(f"{cell:>26}" for cell in cells))
-    for name in ("ece", "auroc"):
-        curves = {baseline: [dict(zip(run["step"], run[name], strict=True)) for _, run in runs.groupby("seed")]
-                  for baseline, runs in table.groupby("baseline", sort=False)}  # fmt: skip
-        save(training_curves(curves, f"{name}, held-out"), folder / f"{experiment}_{name}")
+    draw(table, folder / f"{experiment}_curves")
+
+
+def draw(table, stem):
+    """ECE and AUROC over training; one curve for each baseline."""
+    histories = {}
+    for name, title in (("ece", "ECE"), ("auroc", "AUROC")):
+        histories[title] = {
+            baseline: [dict(zip(run["step"], run[name], strict=True)) for _, run in runs.groupby("seed")]
+            for baseline, runs in table.groupby("baseline", sort=False)
+        }
+    save(training_curves(histories, "Value on held-out problems"), stem)
 
 
 def main():

@@ -133,7 +133,8 @@ def add_curve(
         centre: of repeats, a function such as numpy.mean.
     """
     middle = np.array([centre(some) for some in values])
-    reach = np.array([[m - min(some), max(some) - m] for m, some in zip(middle, values, strict=True)])
+    ends = np.array([[m - min(some), max(some) - m] for m, some in zip(middle, values, strict=True)])
+    reach = np.maximum(ends, 0)  # the mean of equal values may be rounded to something above or below them
     turn = max(1, min(curves, len(x) // 2))
     look: dict[str, Any] = {"color": COLOURS[i], "marker": MARKERS[i], "label": label}
     panel.errorbar(x, middle, reach.T if reach.any() else None, errorevery=(i % turn, turn), elinewidth=0.7, **look)
