@@ -165,10 +165,12 @@ def main():
     parser.add_argument("--also", default="", help="of bae-evaluate after each run: 'split=gsm8k prompts=100'")
     parser.add_argument("--folder", type=Path, default=ROOT / "docs" / "results", help="of the CSV files")
     parser.add_argument("--outputs", type=Path, default=ROOT / "outputs", help="of runs, policies and MLflow's store")
-    parser.add_argument("overrides", nargs="*", help="of the configuration, after --")
-    given = parser.parse_args()
+    own, overrides = sys.argv[1:], []
+    if "--" in own:  # argparse takes nothing from behind options
+        own, overrides = own[: own.index("--")], own[own.index("--") + 1 :]
+    given = parser.parse_args(own)
     end = None if given.minutes is None else time.monotonic() + 60 * given.minutes
-    study = Study(given.name, given.folder, given.outputs.absolute(), end, given.also.split(), given.overrides)
+    study = Study(given.name, given.folder, given.outputs.absolute(), end, given.also.split(), overrides)
     study.do("warmstart", WARM_START, 0)
     for seed in map(int, given.seeds.split(",")):
         for method in given.methods.split(","):
