@@ -1,6 +1,6 @@
 """What a training step does besides the model, at the paper's scale: python benchmarks/data_path.py [--repeats 3]
 
-Completions are worked mathematics of SmolLM2's tokenizer, up to --tokens long, in groups of 32. They are read into
+Completions are worked mathematics of SmolLM2's tokenizer, up to 4,096 tokens long, in groups of 32. They are read into
 blocks while they come in, verified, rewarded, given advantages by OCB, divided into micro-batches, and written to a
 table and a page, by the functions that bae-train calls. No model takes part. Each size has a process of its own; sizes
 take turns. Printed are seconds by stage, the memory that the stages gained, and the exponent of time in completions
@@ -8,7 +8,6 @@ and in tokens: 1 is linear.
 """
 
 import argparse
-import math
 import random
 import statistics
 import tempfile
@@ -18,6 +17,7 @@ from time import perf_counter, process_time
 from types import SimpleNamespace
 
 from common import SMOLLM2, append, arguments, load, measure, now_mib, peak_mib, serve, spread
+from growth import exponent
 
 GROUP = 32
 SIZES = [(256, 4096), (512, 4096), (1024, 4096), (2048, 4096), (2048, 512), (2048, 1024), (2048, 2048)]
@@ -131,15 +131,12 @@ def one(completions, tokens):
     return {**seconds, **own, "tokens_sampled": int(mask.sum()), "gained_mib": max(0.0, peak_mib() - before)}
 
 
-def exponent(taken, factor, fixed):
-    """The slope of the logarithm of the whole time in a factor, where the other has its largest value."""
-    sizes = sorted(row[factor] for row in taken if row[fixed] == max(r[fixed] for r in taken))
-    points = [
-        (math.log(size), math.log(statistics.median(total(row) for row in taken if (row[factor], row[fixed]) == at)))
-        for size in sorted(set(sizes))
-        for at in [(size, max(r[fixed] for r in taken))]
-    ]
-    return statistics.linear_regression(*zip(*points, strict=True)).slope if len(points) > 1 else math.nan
+def growth(taken, factor, fixed):
+    """The exponent of the whole time in a factor, where the other has its largest value."""
+    most = max(row[fixed] for row in taken)
+    sizes = sorted({row[factor] for row in taken if row[fixed] == most})
+    times = [statistics.median(total(r) for r in taken if (r[factor], r[fixed]) == (size, most)) for size in sizes]
+    return exponent(sizes, times)
 
 
 def total(row):
@@ -165,7 +162,7 @@ def main():
             print(f"{size[0]} x {size[1]}: {spread([total(row) for row in rows])} s: {stages}")
             print(f"    gained {spread([row['gained_mib'] for row in rows], 0)} MiB")
     for factor, fixed in (("completions", "tokens"), ("tokens", "completions")):
-        print(f"exponent in {factor}: {exponent(taken, factor, fixed):.2f}")
+        print(f"exponent in {factor}: {growth(taken, factor, fixed):.2f}")
 
 
 if __name__ == "__main__" and not serve(one):

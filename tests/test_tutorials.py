@@ -26,13 +26,13 @@ PAGES = {path.stem: path.read_text() for path in [*sorted((DOCS / "tutorials").g
 FILES = dict(
     re.findall(r"^`(my_blocks/\S+)`:\n\n```(?:python|yaml)\n(.*?)^```$", PAGES["third_block"], re.MULTILINE | re.DOTALL)
 )
-_FENCES = re.findall(r"^```bash\n.*?^```$", (DOCS / "extending.md").read_text(), re.MULTILINE | re.DOTALL)
-# What needs a server is composed here; tests/test_extending.py runs all else.
-PAGES["extending"] = "\n".join(fence for fence in _FENCES if "vllm serve" in fence)
+FENCE = re.compile(r"^```bash\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FENCES = [(page, fence) for page, text in PAGES.items() for fence in FENCE.findall(text)]
+# Of this page what needs a server; tests/test_extending.py runs all else.
+FENCES += [("extending", f) for f in FENCE.findall((DOCS / "extending.md").read_text()) if "vllm serve" in f]
 COMMANDS = [  # without what starts them, such as torchrun, or CUDA_VISIBLE_DEVICES=0
     (page, command[1])
-    for page, text in PAGES.items()
-    for fence in re.findall(r"^```bash\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    for page, fence in FENCES
     for line in fence.replace("\\\n", "").splitlines()
     if (command := re.search(r"(?:^|\s)(bae-\w+ .*)", line))
 ]

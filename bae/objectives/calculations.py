@@ -20,9 +20,9 @@ def right_calculations(completion: Completion, section: str = "reasoning", empty
     """Return the share of calculations in a section that are right, such as 7 + 5 * 2 = 17; `empty` if it has none.
 
     Read are numbers with + - * / and their usual signs, on both sides of an equals sign; * and / go first. A result may
-    be rounded to two or more decimal places. What has brackets, letters or percent signs beside the
-    numbers is not read. Calculations that have nothing to do with the problem count, too: a policy that is paid for
-    this alone will write 1 + 1 = 2. So give it a small weight beside the reward of the answer.
+    be rounded to two or more decimal places. What has brackets, letters or percent signs beside the numbers is not
+    read. Calculations that have nothing to do with the problem count, too: a policy that is paid for this alone will
+    write 1 + 1 = 2. So give it a small weight beside the reward of the answer.
 
     Args:
         completion: the completion.

@@ -219,36 +219,35 @@ def test_equivalent_of_hostile_answers():
     one.close()
 
 
-def test_order_and_duplicates(maths, monkeypatch):
-    scheduled = []
-    schedule = workers.ProcessPool.schedule
+@pytest.fixture
+def scheduled(monkeypatch):
+    """The pairs of each task that the workers are given."""
+    tasks, schedule = [], workers.ProcessPool.schedule
 
-    def counted(self, function, args=(), **options):
-        scheduled.extend(args[1])
+    def noted(self, function, args=(), **options):
+        tasks.append(args[1])
         return schedule(self, function, args, **options)
 
-    monkeypatch.setattr(workers.ProcessPool, "schedule", counted)
+    monkeypatch.setattr(workers.ProcessPool, "schedule", noted)
+    return tasks
+
+
+def test_order_and_duplicates(maths, scheduled):
     pairs = [("1.0", "1"), ("2", "1"), ("", "1"), ("1.0", "1"), ("1", "1"), ("1", "2"), ("@", "1")] * 50
     expected = [CORRECT, WRONG, UNPARSEABLE, CORRECT, CORRECT, WRONG, UNPARSEABLE] * 50
     assert maths.verify(pairs) == expected
-    assert sorted(scheduled) == sorted({("1.0", "1"), ("2", "1"), ("1", "2"), ("@", "1")})
+    assert sorted(pair for pairs in scheduled for pair in pairs) == sorted(
+        {("1.0", "1"), ("2", "1"), ("1", "2"), ("@", "1")}
+    )
     assert maths.verify([]) == []
 
 
-def test_a_worker_is_given_several_at_once_and_what_kills_it_harms_no_other(monkeypatch):
-    sizes = []
-    schedule = workers.ProcessPool.schedule
-
-    def counted(self, function, args=(), **options):
-        sizes.append(len(args[1]))
-        return schedule(self, function, args, **options)
-
-    monkeypatch.setattr(workers.ProcessPool, "schedule", counted)
+def test_a_worker_is_given_several_at_once_and_what_kills_it_harms_no_other(scheduled, monkeypatch):
     monkeypatch.setattr(verifier, "_check", _exit_hard)
     one = MathVerifier(timeout=20.0, workers=1)
     pairs = [(str(n), "0") for n in range(1, 18)] + [("die", "0")]
     assert one.verify(pairs) == [CORRECT] * 17 + [TIMEOUT]
-    assert sizes == [16, 2, 1, 1]  # the last two again, each alone
+    assert [len(pairs) for pairs in scheduled] == [16, 2, 1, 1]  # the last two again, each alone
     one.close()
 
 
